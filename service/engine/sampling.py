@@ -1,0 +1,129 @@
+"""What a request asks of the engine, and the random numbers and biases that the model's graph takes for it.
+
+Knows the representation, not HTTP, not onnxruntime. Everything random about a piece is drawn from its own seed, one number
+per field and token in order, so that neighbours, slots and chunk sizes cannot change a note.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.music.representation import CONTROL, FIELDS, VOCABULARY, Control, NoteToken, TokenArray, is_note
+
+MAX_SEED = 2**53 - 1  # what a JSON number holds exactly in every language
+FORBIDDEN = np.float32(-1e9)  # as a logit bias: never drawn, yet finite, so that no softmax becomes NaN
+
+# min-p as asked for applies to the pitch. At full strength on the rhythm it flattened it (0.2 % of onsets off the beat where
+# music has 8 %), so the other fields take this share of it.
+MIN_P_SHARE = NoteToken(shift=0.2, hand=0.2, pitch=1.0, duration=0.2, velocity=0.2, tempo=0.2)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are drawn from the model's distributions.
+
+    Attributes
+    ----------
+    temperature : float
+        0..2. Below 1 the likely becomes likelier; 0 takes the most likely value of every field.
+    min_p : float
+        0..1. Pitches less likely than this share of the likeliest one are never drawn; the other fields take a part of it.
+    allow_end : bool
+        Whether the piece may end before its length.
+    """
+
+    temperature: float = 1.0
+    min_p: float = 0.05
+    allow_end: bool = True
+
+    def inverse_temperatures(self) -> NDArray[np.float32]:
+        """Return the factor of each field's logits, shape (F,)."""
+        return np.full(len(FIELDS), 1.0 / self.temperature if self.temperature else 1.0, np.float32)
+
+    def min_ps(self) -> NDArray[np.float32]:
+        """Return min-p of each field, shape (F,). 1 keeps the likeliest value only, which is temperature 0."""
+        shares = np.array(MIN_P_SHARE, np.float32)
+        return np.ones_like(shares) if self.temperature == 0 else shares * np.float32(self.min_p)
+
+    def biases(self) -> dict[str, NDArray[np.float32]]:
+        """Return what is added to the logits of each field, shape (V_field,)."""
+        biases = {name: np.zeros(size, np.float32) for name, size in VOCABULARY._asdict().items()}
+        biases["hand"][3] = FORBIDDEN  # a hand nobody knows cannot be written on a staff
+        biases["pitch"][Control.WAIT] = FORBIDDEN  # no silence of more than eight quarter notes
+        if not self.allow_end:
+            biases["pitch"][Control.END] = FORBIDDEN
+        return biases
+
+
+@dataclass(frozen=True, eq=False)
+class Sequence:
+    """One piece to compose: all that decides its notes.
+
+    Attributes
+    ----------
+    random_seed : int
+        0..MAX_SEED.
+    length : int
+        Notes to compose after the forced ones, at least 1.
+    forced : int32 array, shape (S, F)
+        Tokens that the piece begins with (`encode_notes` of a seed melody); may be empty.
+    params : SamplingParams
+    conditions : dict of str to int
+        Index of each condition that the model knows by name; what is left out is 0, "not given".
+    bar_ticks : int
+        Length of a bar in ticks.
+    bar_offset : int
+        Position in the bar at tick 0: a bar less the pick-up, or 0.
+    """
+
+    random_seed: int
+    length: int
+    forced: TokenArray = field(default_factory=lambda: np.empty((0, len(FIELDS)), np.int32))
+    params: SamplingParams = SamplingParams()
+    conditions: dict[str, int] = field(default_factory=dict)
+    bar_ticks: int = 96
+    bar_offset: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """What the engine composed for a `Sequence`.
+
+    Attributes
+    ----------
+    tokens : int32 array, shape (N, F)
+        The tokens after the forced ones, controls among them, END not. Exactly `length` of them are notes unless `ended`.
+    ended : bool
+        True if the model ended the piece before `length` notes.
+    """
+
+    tokens: TokenArray
+    ended: bool
+
+
+class UniformStream:
+    """Uniform random numbers in [0, 1) of one sequence, in order, from Philox4x64 keyed by its seed.
+
+    Made from the raw 64-bit words, whose values numpy promises to keep, not from `Generator`, whose methods may change.
+    """
+
+    def __init__(self, random_seed: int) -> None:
+        self._bits = np.random.Philox(key=random_seed)
+
+    def draw(self, steps: int) -> NDArray[np.float32]:
+        """Return the next numbers, shape (steps, F): the upper 24 bits of a word each, which float32 holds exactly."""
+        words = self._bits.random_raw(steps * len(FIELDS))
+        numbers = (words >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
+        return numbers.reshape(steps, len(FIELDS))
+
+
+def count_notes(tokens: TokenArray) -> int:
+    """Return how many of the tokens (N, F) are notes."""
+    return int(is_note(tokens).sum())
+
+
+def is_end(tokens: TokenArray) -> NDArray[np.bool_]:
+    """Return for each token (N, F) whether it ends the piece."""
+    ends: NDArray[np.bool_] = (tokens[..., 1] == CONTROL) & (tokens[..., 2] == Control.END)
+    return ends
