@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidMusic
 from service.music.piece import (
+    COMMON_TIME,
     DEFAULT_QPM,
     HIGHEST_PITCH,
     LOWEST_PITCH,
@@ -108,11 +109,14 @@ class EncodedPiece:
         Ticks since the barline at each token's time, 0..MAX_BAR - 1.
     metres : int32 array, shape (N,)
         Index into TIME_SIGNATURES that holds there.
+    start_position : int
+        Position in the bar at tick 0: 0, or the length of a bar less the pick-up.
     """
 
     tokens: TokenArray
     positions: NDArray[np.int32]
     metres: NDArray[np.int32]
+    start_position: int
 
 
 def is_note(tokens: TokenArray) -> NDArray[np.bool_]:
@@ -177,9 +181,10 @@ def encode_piece(piece: Piece) -> EncodedPiece:
     order = np.argsort(times, kind="stable")  # stable: pedals stand before the notes of their tick, END after all
     tokens = _set_shifts(tokens[order], times[order])
     at = np.cumsum(tokens[:, 0], dtype=np.int64)
-    positions, indices = bar_positions(at, piece.time_signatures, piece.pickup)
-    classes = np.array([time_signature_index(s) for s in piece.time_signatures] or [TIME_SIGNATURES.index("4/4")])
-    return EncodedPiece(tokens, positions.clip(0, MAX_BAR - 1).astype(np.int32), classes[indices].astype(np.int32))
+    positions, indices = bar_positions(np.concatenate([[0], at]), piece.time_signatures, piece.pickup)
+    positions = positions.clip(0, MAX_BAR - 1).astype(np.int32)
+    classes = np.array([time_signature_index(s) for s in piece.time_signatures or (COMMON_TIME,)], np.int32)
+    return EncodedPiece(tokens, positions[1:], classes[indices[1:]], int(positions[0]))
 
 
 def decode_tokens(

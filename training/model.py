@@ -1,0 +1,253 @@
+"""The network: an LSTM over notes with a small sequential head, the fields of a note drawn one after the other.
+
+What the network reads at each step are the token before, the position in the bar, and the conditions of the piece. Beside the
+usual logits over absolute values, pitch and tempo have logits over differences: to the last pitch of the same hand, and to the
+running tempo. An interval means the same in every key, and "the tempo stays" is one parameter.
+
+Shape letters: T steps, B rows, F fields, C conditions, H width of the LSTM, D width of the head, V vocabulary. Time-major.
+The grammar (which values can follow in a token) is part of the network: impossible values have probability zero.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from service.music.representation import (
+    CONTROL,
+    FIELDS,
+    MAX_BAR,
+    REPRESENTATION_VERSION,
+    VOCABULARY,
+    Control,
+    TokenArray,
+)
+from training.lstm import LSTMLayer
+
+HANDS = VOCABULARY.hand
+RELATIVE_FIELDS = ("pitch", "tempo")  # those with logits over differences too
+IMPOSSIBLE = -1e9  # finite, so that no softmax becomes NaN
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a network.
+
+    Attributes
+    ----------
+    layers, hidden : int
+        LSTM layers and their width H.
+    embedding : int
+        Width of the sum of embeddings that the first layer reads.
+    head : int
+        Width D of the head of each field.
+    dropout : float
+        Share of the LSTM's inputs and outputs set to zero in training.
+    condition_dropout : float
+        Share of the pieces whose condition is hidden in training, each condition by itself, so that "not given" works.
+    conditions : dict of str to list of str
+        The values of each condition, index 0 being "not given"; `metre` first.
+    """
+
+    layers: int = 2
+    hidden: int = 512
+    embedding: int = 256
+    head: int = 192
+    dropout: float = 0.2
+    condition_dropout: float = 0.25
+    conditions: Mapping[str, list[str]] = field(default_factory=dict)
+    representation_version: int = REPRESENTATION_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return asdict(self)
+
+
+class Batch(NamedTuple):
+    """A window of several pieces, time-major, int64 but for `mask`.
+
+    What the network may read before it draws token t is in row t of `before`, `position`, `metre`, `tempo` and `last_pitch`.
+    """
+
+    before: Tensor  # (T, B, F) the token before
+    position: Tensor  # (T, B) ticks since the barline at the token before
+    metre: Tensor  # (T, B) index of the metre
+    tempo: Tensor  # (T, B) tempo index of the last note, 0 at the start
+    last_pitch: Tensor  # (T, B, hands) last pitch index of each value of `hand`, 0 at the start
+    conditions: Tensor  # (B, C) per-piece conditions
+    target: Tensor  # (T, B, F) the token to draw
+    target_position: Tensor  # (T, B) ticks since the barline at it
+    mask: Tensor  # (T, B) bool, False where a row has run out of tokens
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same batch on another device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class State(NamedTuple):
+    """What an LSTM carries from token to token, float32, shape (L, B, H) each."""
+
+    h: Tensor
+    c: Tensor
+
+    def rows(self, keep: Tensor) -> "State":
+        """Return the state with the rows where `keep` (B,) is False set to zero."""
+        return State(self.h * keep[None, :, None], self.c * keep[None, :, None])
+
+
+class Network(nn.Module):
+    """Predicts each field of the next token from the tokens before and the fields already drawn."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, head = config.embedding, config.head
+        self.field_embeddings = nn.ModuleDict({name: nn.Embedding(size, width) for name, size in VOCABULARY._asdict().items()})
+        self.position_embedding = nn.Embedding(MAX_BAR, width)
+        self.tempo_embedding = nn.Embedding(VOCABULARY.tempo, width)
+        self.last_pitch_embeddings = nn.ModuleDict({str(hand): nn.Embedding(VOCABULARY.pitch, width) for hand in range(1, HANDS)})
+        self.condition_embeddings = nn.ModuleDict({n: nn.Embedding(len(v), width) for n, v in config.conditions.items()})
+        self.layers = nn.ModuleList(LSTMLayer(width if i == 0 else config.hidden, config.hidden) for i in range(config.layers))
+        self.to_heads = nn.Linear(config.hidden, len(FIELDS) * head)
+        # What a field knows of those drawn before it: drawn_embeddings["duration"]["pitch"] and so on.
+        self.drawn_embeddings = nn.ModuleDict(
+            {
+                name: nn.ModuleDict({drawn: nn.Embedding(getattr(VOCABULARY, drawn), head) for drawn in FIELDS[:i]})
+                for i, name in enumerate(FIELDS)
+            }
+        )
+        self.head_positions = nn.ModuleDict({name: nn.Embedding(MAX_BAR, head) for name in FIELDS[1:]})
+        self.outputs = nn.ModuleDict({name: nn.Linear(head, size) for name, size in VOCABULARY._asdict().items()})
+        self.relative_outputs = nn.ModuleDict(
+            {name: nn.Linear(head, 2 * getattr(VOCABULARY, name) - 1) for name in RELATIVE_FIELDS}
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.1)
+        for name, table in grammar().items():
+            self.register_buffer(f"grammar_{name}", torch.from_numpy(table), persistent=False)
+
+    def initial_state(self, rows: int) -> State:
+        """Return the state before the first token of `rows` pieces."""
+        zeros = torch.zeros(len(self.layers), rows, self.config.hidden, device=self.to_heads.weight.device)
+        return State(zeros, zeros.clone())
+
+    def forward(self, batch: Batch, state: State, product: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], State]:
+        """Return the logits of every field, each given the fields before it in the target, and the state after.
+
+        Parameters
+        ----------
+        batch : Batch
+        state : State
+        product : torch.dtype
+            Type of the factors of the LSTM's matrix products on the CPU.
+
+        Returns
+        -------
+        logits : dict of str to Tensor
+            For each field, float32, shape (T, B, V_field).
+        state : State
+        """
+        x = self.embed(batch)
+        hs, cs = [], []
+        drop = nn.functional.dropout
+        for layer, h, c in zip(self.layers, state.h, state.c, strict=True):
+            x, h, c = layer(drop(x, self.config.dropout, self.training), h, c, product)
+            hs.append(h)
+            cs.append(c)
+        return self.heads(drop(x, self.config.dropout, self.training), batch), State(torch.stack(hs), torch.stack(cs))
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Return what the first layer reads, shape (T, B, E)."""
+        x: Tensor = self.position_embedding(batch.position) + self.tempo_embedding(batch.tempo)
+        for i, name in enumerate(FIELDS):
+            x = x + self.field_embeddings[name](batch.before[..., i])
+        for hand, embedding in self.last_pitch_embeddings.items():
+            x = x + embedding(batch.last_pitch[..., int(hand)])
+        x = x + self.condition_embeddings["metre"](batch.metre)
+        conditions = batch.conditions
+        if self.training and self.config.condition_dropout:
+            conditions = conditions * (torch.rand(conditions.shape, device=conditions.device) >= self.config.condition_dropout)
+        for i, name in enumerate(n for n in self.condition_embeddings if n != "metre"):
+            x = x + self.condition_embeddings[name](conditions[:, i])
+        return x
+
+    def heads(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the logits of every field from the LSTM's outputs (T, B, H)."""
+        starts = dict(zip(FIELDS, self.to_heads(x).chunk(len(FIELDS), dim=-1), strict=True))
+        drawn = dict(zip(FIELDS, batch.target.unbind(-1), strict=True))
+        last = {"pitch": batch.last_pitch.gather(-1, drawn["hand"][..., None])[..., 0], "tempo": batch.tempo}
+        logits = {}
+        for name in FIELDS:
+            z = starts[name]
+            for before, embedding in self.drawn_embeddings[name].items():
+                z = z + embedding(drawn[before])
+            if name in self.head_positions:
+                z = z + self.head_positions[name](batch.target_position)
+            z = torch.relu(z)
+            scores = self.outputs[name](z).float()
+            if name in RELATIVE_FIELDS:
+                size = getattr(VOCABULARY, name)
+                index = torch.arange(size, device=x.device) - last[name][..., None] + size - 1
+                scores = scores + self.relative_outputs[name](z).float().gather(-1, index)
+            if name != "shift":
+                scores = scores + getattr(self, f"grammar_{name}")[drawn["hand"]]
+            logits[name] = scores
+        return logits
+
+
+def grammar() -> dict[str, NDArray[np.float32]]:
+    """Return for each field but `shift` what is added to its logits given the hand, shape (hands, V_field).
+
+    A control (hand 0) has a control in the pitch field, never START, and 0 in the fields after it; a note has neither.
+    The table of `hand` itself is all zeros.
+    """
+    tables = {name: np.zeros((HANDS, getattr(VOCABULARY, name)), np.float32) for name in FIELDS[1:]}
+    tables["pitch"][CONTROL, len(Control) :] = IMPOSSIBLE
+    tables["pitch"][CONTROL, Control.START] = IMPOSSIBLE
+    tables["pitch"][CONTROL + 1 :, : len(Control)] = IMPOSSIBLE
+    for name in FIELDS[3:]:
+        tables[name][CONTROL, 1:] = IMPOSSIBLE
+        tables[name][CONTROL + 1 :, 0] = IMPOSSIBLE
+    return tables
+
+
+def field_losses(logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Return the nats of each field, summed over the batch where its mask is True."""
+    losses = {}
+    for i, name in enumerate(FIELDS):
+        nats = nn.functional.cross_entropy(logits[name].flatten(0, 1), batch.target[..., i].flatten(), reduction="none")
+        losses[name] = (nats * batch.mask.flatten()).sum()
+    return losses
+
+
+def running_values(tokens: TokenArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return what differences are measured from, before each token.
+
+    Parameters
+    ----------
+    tokens : int array, shape (N, F)
+
+    Returns
+    -------
+    tempo : int array, shape (N,)
+        Tempo index of the last note before each token; 0 if none.
+    last_pitch : int array, shape (N, hands)
+        Pitch index of the last note of each hand before each token; 0 if none (hand 0: always).
+    """
+    hands, pitches, tempos = tokens[:, 1], tokens[:, 2], tokens[:, 5]
+    last_pitch = np.zeros((len(tokens), HANDS), np.int64)
+    for hand in range(1, HANDS):
+        last_pitch[:, hand] = _last_before(pitches, hands == hand)
+    return _last_before(tempos, hands != CONTROL), last_pitch
+
+
+def _last_before(values: NDArray[np.int32], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return for each index the value at the last chosen index before it, 0 if there is none."""
+    latest = np.maximum.accumulate(np.where(chosen, np.arange(len(values)), -1))
+    before = np.concatenate([[-1], latest[:-1]])
+    return np.where(before >= 0, values[before], 0).astype(np.int64)
