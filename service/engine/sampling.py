@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from service.music.representation import CONTROL, FIELDS, VOCABULARY, Control, NoteToken, TokenArray, is_note
+from service.music.representation import CONTROL, FIELDS, VOCABULARY, Control, TokenArray, is_note
 
 MAX_SEED = 2**53 - 1  # what a JSON number holds exactly in every language
+MIN_TEMPERATURE = 1e-3  # below it the likeliest value is taken, as at 0: dividing by less would overflow the logits
 FORBIDDEN = np.float32(-1e9)  # as a logit bias: never drawn, yet finite, so that no softmax becomes NaN
 
 # min-p as asked for applies to the pitch. At full strength on the rhythm it flattened it (0.2 % of onsets off the beat where
 # music has 8 %), so the other fields take this share of it.
-MIN_P_SHARE = NoteToken(shift=0.2, hand=0.2, pitch=1.0, duration=0.2, velocity=0.2, tempo=0.2)
+MIN_P_SHARE = {"shift": 0.2, "hand": 0.2, "pitch": 1.0, "duration": 0.2, "velocity": 0.2, "tempo": 0.2}
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,19 @@ class SamplingParams:
     min_p: float = 0.05
     allow_end: bool = True
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely value of every field is taken, whatever the random numbers."""
+        return self.temperature < MIN_TEMPERATURE
+
     def inverse_temperatures(self) -> NDArray[np.float32]:
         """Return the factor of each field's logits, shape (F,)."""
-        return np.full(len(FIELDS), 1.0 / self.temperature if self.temperature else 1.0, np.float32)
+        return np.full(len(FIELDS), 1.0 if self.greedy else 1.0 / self.temperature, np.float32)
 
     def min_ps(self) -> NDArray[np.float32]:
         """Return min-p of each field, shape (F,). 1 keeps the likeliest value only, which is temperature 0."""
-        shares = np.array(MIN_P_SHARE, np.float32)
-        return np.ones_like(shares) if self.temperature == 0 else shares * np.float32(self.min_p)
+        shares = np.array([MIN_P_SHARE[name] for name in FIELDS], np.float32)
+        return np.ones_like(shares) if self.greedy else shares * np.float32(self.min_p)
 
     def biases(self) -> dict[str, NDArray[np.float32]]:
         """Return what is added to the logits of each field, shape (V_field,)."""

@@ -7,7 +7,7 @@ Nothing here knows tokens or a model.
 
 import io
 import re
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from service.music.piece import (
 WRITTEN_TICKS_PER_BEAT = 20 * RESOLUTION  # 480, what editors expect; a multiple, so that no time is rounded
 DRUM_CHANNEL = 9  # General MIDI, counted from 0
 SUSTAIN = 64  # controller number; values from 64 up mean "down"
+MAX_BEATS = 100_000  # quarter notes, about 14 hours; a broken file with a later event would cost gigabytes of rests
 
 # Track names by hand. Spanish, German, French and Italian scores name their staves too.
 _HAND_NAMES = {
@@ -87,11 +88,12 @@ def read_midi(data: bytes, hand_tracks: Mapping[int, Hand] | None = None, pickup
     Raises
     ------
     InvalidMusic
-        If the bytes are not a MIDI file of format 0 or 1 counted in ticks per quarter note.
+        If the bytes are not a MIDI file of format 0 or 1 counted in ticks per quarter note, or if it is longer than `MAX_BEATS`.
     """
     midi = _parse(data)
     scale = RESOLUTION / midi.ticks_per_beat
-    raw, tempos, pedals, signatures, keys = [], [], [], [], []
+    raw, tempos, signatures, keys = [], [], [], []
+    pedals: defaultdict[tuple[int, int], list[tuple[int, bool]]] = defaultdict(list)  # by track and channel
     names: dict[int, str] = {}
     copyright = ""
     for number, track in enumerate(midi.tracks):
@@ -110,7 +112,7 @@ def read_midi(data: bytes, hand_tracks: Mapping[int, Hand] | None = None, pickup
                     start, velocity = waiting.popleft()
                     raw.append(_RawNote(number, message.channel, start, now, message.note, velocity))
             elif kind == "control_change" and message.control == SUSTAIN and message.channel != DRUM_CHANNEL:
-                pedals.append((now, message.value >= 64))
+                pedals[number, message.channel].append((now, message.value >= 64))
             elif kind == "set_tempo" and message.tempo > 0:
                 tempos.append((now, mido.tempo2bpm(message.tempo)))
             elif kind == "time_signature" and message.numerator > 0:
@@ -123,16 +125,21 @@ def read_midi(data: bytes, hand_tracks: Mapping[int, Hand] | None = None, pickup
                 copyright = copyright or _text(message.text)
         for (channel, pitch), waiting in open_notes.items():
             raw.extend(_RawNote(number, channel, start, now, pitch, velocity) for start, velocity in waiting)
+    last = max([note.end for note in raw] + [events[-1][0] for events in pedals.values()], default=0)
+    if last > MAX_BEATS * midi.ticks_per_beat:
+        raise InvalidMusic(f"the MIDI file is longer than {MAX_BEATS} quarter notes")
+    # The name of a conductor track is the title, though it may speak of a hand.
+    part_names = {track: name for track, name in names.items() if track or any(note.track == 0 for note in raw)}
     metre, pickup = _metre_map(_on_grid(signatures, scale), pickup_beats)
     key_map = _without_repeats(_on_grid(keys, scale))
     return Piece(
-        notes=_note_records(raw, _hands(raw, names, hand_tracks), scale),
+        notes=_note_records(raw, _hands(raw, part_names, hand_tracks), scale),
         tempos=records(TEMPO, _without_repeats(_on_grid(tempos, scale))),
-        pedals=records(PEDAL, _pedal_changes(_on_grid(pedals, scale))),
+        pedals=records(PEDAL, _pedal_changes(pedals.values(), scale)),
         time_signatures=metre,
         key_signatures=tuple(KeySignature(time, *_KEYS_BY_NAME[name]) for time, name in key_map),
         pickup=pickup,
-        title="" if _is_hand_name(names.get(0, "")) else names.get(0, ""),
+        title="" if _hands_named(part_names.get(0, "")) else names.get(0, ""),
         copyright=copyright,
     )
 
@@ -210,7 +217,20 @@ def _without_repeats(events: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     return kept
 
 
-def _pedal_changes(events: list[tuple[Any, ...]]) -> list[tuple[int, bool]]:
+def _pedal_changes(parts: Iterable[list[tuple[int, bool]]], scale: float) -> list[tuple[int, bool]]:
+    """Return the changes of the one pedal that all parts share."""
+    # By time, then by how many changes the part has made by then at that time: where two parts lift and press the pedal within
+    # one tick, both lift it first.
+    numbered = []
+    for events in parts:
+        made: Counter[int] = Counter()
+        for time, down in _changes(_on_grid(events, scale)):
+            numbered.append((time, made[time], down))
+            made[time] += 1
+    return _changes((time, down) for time, _, down in sorted(numbered, key=lambda event: event[:2]))
+
+
+def _changes(events: Iterable[tuple[Any, ...]]) -> list[tuple[int, bool]]:
     changes: list[tuple[int, bool]] = []
     for time, down in events:
         if down != (bool(changes) and changes[-1][1]):
@@ -220,11 +240,9 @@ def _pedal_changes(events: list[tuple[Any, ...]]) -> list[tuple[int, bool]]:
 
 def _metre_map(events: list[tuple[Any, ...]], pickup_beats: float | None) -> tuple[tuple[TimeSignature, ...], int]:
     """Return the metre from tick 0 on, and the ticks of the pick-up."""
+    if not events or events[0][0] > 0:
+        events = [tuple(COMMON_TIME), *events]
     signatures = [TimeSignature(*event) for event in _without_repeats(events)]
-    if signatures and signatures[0].time > 0:
-        signatures.insert(0, COMMON_TIME)
-    if not signatures:
-        signatures = [COMMON_TIME]
     if pickup_beats is not None:
         return tuple(signatures), round(pickup_beats * RESOLUTION) % signatures[0].bar_ticks
     if len(signatures) > 1 and signatures[0].bar_ticks == signatures[1].time < signatures[1].bar_ticks:
@@ -238,7 +256,7 @@ def _hands(raw: list[_RawNote], names: dict[int, str], hand_tracks: Mapping[int,
     if hand_tracks is not None:
         return {part: hand_tracks.get(part[0], Hand.UNKNOWN) for part in parts}
     named = {part: hand for part in parts for hand in _hands_named(names.get(part[0], ""))}
-    if named:
+    if any(_hands_named(name) for name in names.values()):  # also the name of a track without notes: the rest is no hand then
         return {part: named.get(part, Hand.UNKNOWN) for part in parts}
     tracks = sorted({track for track, _ in parts})
     groups = [[p for p in parts if p[0] == t] for t in tracks] if len(tracks) > 1 else [[p] for p in parts]
@@ -253,10 +271,6 @@ def _hands_named(name: str) -> list[Hand]:
     """Return the one hand that a track's name tells, or nothing."""
     found = [hand for hand, pattern in _HAND_NAMES.items() if pattern.search(name)]
     return found if len(found) == 1 else []
-
-
-def _is_hand_name(name: str) -> bool:
-    return bool(_hands_named(name))
 
 
 def _note_records(raw: list[_RawNote], hands: dict[tuple[int, int], Hand], scale: float) -> Records:

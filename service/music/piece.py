@@ -84,7 +84,7 @@ class Piece:
     pedals : structured array of dtype PEDAL
         Changes of the sustain pedal, by time, down and up in turn.
     time_signatures : tuple of TimeSignature
-        By time. Before the first, or where there is none, 4/4 holds.
+        By time, the first at 0. Where there is none, 4/4 holds.
     key_signatures : tuple of KeySignature
         By time; empty if unknown.
     pickup : int

@@ -122,7 +122,8 @@ class EncodedPiece:
 def is_note(tokens: TokenArray) -> NDArray[np.bool_]:
     """Return for each token (…, F) whether it is a note and not a control."""
     hands: NDArray[np.int32] = tokens[..., FIELDS.index("hand")]
-    return hands != CONTROL
+    notes: NDArray[np.bool_] = hands != CONTROL
+    return notes
 
 
 def time_signature_index(signature: TimeSignature) -> int:
@@ -182,9 +183,9 @@ def encode_piece(piece: Piece) -> EncodedPiece:
     tokens = _set_shifts(tokens[order], times[order])
     at = np.cumsum(tokens[:, 0], dtype=np.int64)
     positions, indices = bar_positions(np.concatenate([[0], at]), piece.time_signatures, piece.pickup)
-    positions = positions.clip(0, MAX_BAR - 1).astype(np.int32)
+    places = positions.clip(0, MAX_BAR - 1).astype(np.int32)
     classes = np.array([time_signature_index(s) for s in piece.time_signatures or (COMMON_TIME,)], np.int32)
-    return EncodedPiece(tokens, positions[1:], classes[indices[1:]], int(positions[0]))
+    return EncodedPiece(tokens, places[1:], classes[indices[1:]], int(places[0]))
 
 
 def decode_tokens(

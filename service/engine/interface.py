@@ -1,0 +1,63 @@
+"""What passes between the parts of the engine: how a model describes itself, the inputs of one run, the state between runs.
+
+Plain data: importing it costs no onnxruntime, which only the engine's own process loads.
+Shape letters: B rows, K steps, F fields in `NoteToken` order, V vocabulary of a field, C conditions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+State = dict[str, NDArray[Any]]  # by the names of the graph, each with the rows first
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model says of itself.
+
+    Attributes
+    ----------
+    name : str
+        The file's name without its ending.
+    metadata : mapping
+        As `training export` wrote it: representation, conditions, defaults, licence, attribution, figures, commit.
+    provider : str
+        "cpu" or "cuda": where it runs.
+    """
+
+    name: str
+    metadata: Mapping[str, Any]
+    provider: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The inputs of one run, beside the state.
+
+    Attributes
+    ----------
+    forced : int32 array, shape (B, K, F)
+        Values to take, -1 where one is to be drawn.
+    uniforms : float32 array, shape (B, K, F)
+        In [0, 1).
+    metre : int32 array, shape (B, K, 3)
+        Index of the time signature, ticks of a bar, offset: position in the bar = (time + offset) mod bar.
+    inverse_temperature, min_p : float32 array, shape (B, F)
+    biases : dict of str to float32 array, shape (B, V)
+        Added to the logits of each field.
+    conditions : int32 array, shape (B, C)
+    rules : float32 array, shape (B, 1)
+        1 keeps the notes playable; 0 leaves the network's own distribution, for scoring.
+    """
+
+    forced: NDArray[np.int32]
+    uniforms: NDArray[np.float32]
+    metre: NDArray[np.int32]
+    inverse_temperature: NDArray[np.float32]
+    min_p: NDArray[np.float32]
+    biases: Mapping[str, NDArray[np.float32]]
+    conditions: NDArray[np.int32]
+    rules: NDArray[np.float32]

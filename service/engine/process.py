@@ -1,0 +1,291 @@
+"""The engine's own process, and the client of it that the web side holds.
+
+The only owner of threads and pipes. `Engine.submit` returns a future; the process runs `service.engine.worker`. If the process
+dies, the client starts another and hands it everything that was not answered: what a sequence gets follows from the sequence
+alone, so nobody can tell but by the wait.
+"""
+
+import itertools
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from service.engine.interface import ModelInfo
+from service.engine.sampling import Composition, SamplingParams, Sequence
+from service.engine.wire import Message, pack, unpack
+from service.errors import EngineFailed, EngineOverloaded, GenerationTimeout, ModelMismatch
+
+log = logging.getLogger(__name__)
+
+MAX_TRIES = 3  # of one sequence: an engine that dies that often under it is not killed by chance
+_RESTART_PAUSE_S = 0.2
+_START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How an engine's process is started.
+
+    Attributes
+    ----------
+    model_path : Path
+        The .onnx file.
+    slots : int
+        Sequences side by side.
+    chunk : int
+        Tokens of each between two looks at the queue.
+    max_waiting : int
+        Sequences that wait at most, beyond those that run.
+    provider : str
+        "auto", "cpu" or "cuda".
+    """
+
+    model_path: Path
+    slots: int = 32
+    chunk: int = 16
+    max_waiting: int = 256
+    provider: str = "auto"
+
+
+@dataclass
+class _Pending:
+    """A submitted sequence without an answer."""
+
+    sequence: Sequence
+    deadline: float  # on time.monotonic()
+    future: "Future[Composition]"
+    tries: int = 1
+
+
+class Engine:
+    """Client of an engine's process.
+
+    Parameters
+    ----------
+    config : EngineConfig
+
+    Raises
+    ------
+    ModelMismatch
+        If the model cannot be run.
+    EngineFailed
+        If the process does not start.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._lock = threading.Lock()  # guards everything below
+        self._pending: dict[int, _Pending] = {}
+        self._ids = itertools.count()
+        self._closing = False
+        self._ready = False
+        self.restarts = 0
+        self._process, self._connection = _spawn(config)
+        self.info = self._await_ready()
+        self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
+        self._reader.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the process takes sequences right now; False while it is started again."""
+        return self._ready
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def submit(self, sequence: Sequence, deadline: float | None = None) -> "Future[Composition]":
+        """Hand a sequence over.
+
+        Parameters
+        ----------
+        sequence : Sequence
+        deadline : float, optional
+            On `time.monotonic()`. After it the future raises GenerationTimeout.
+
+        Returns
+        -------
+        Future of Composition
+            Raises GenerationTimeout, or EngineFailed if the engine died again and again under this sequence.
+
+        Raises
+        ------
+        EngineOverloaded
+            At once, if as many sequences as the queue holds are waiting.
+        EngineFailed
+            If the engine is closed.
+        """
+        future: Future[Composition] = Future()
+        with self._lock:
+            if self._closing:
+                raise EngineFailed("the engine is closed")
+            if len(self._pending) >= self._config.slots + self._config.max_waiting:
+                raise EngineOverloaded(f"{len(self._pending)} requests are being served or waiting already")
+            id = next(self._ids)
+            pending = _Pending(sequence, float("inf") if deadline is None else deadline, future)
+            self._pending[id] = pending
+            future.nocturne_id = id  # type: ignore[attr-defined]
+            self._send(_sequence_message(id, pending))
+        return future
+
+    def cancel(self, future: "Future[Composition]") -> None:
+        """Give a submitted sequence up; its row in the batch is free at the next chunk. No error if it has ended."""
+        with self._lock:
+            pending = self._pending.pop(future.nocturne_id, None)  # type: ignore[attr-defined]
+            if pending is not None:
+                self._send({"kind": "cancel", "id": future.nocturne_id})  # type: ignore[attr-defined]
+        future.cancel()
+
+    def close(self) -> None:
+        """End the process; what has no answer yet raises EngineFailed."""
+        with self._lock:
+            self._closing, self._ready = True, False
+            pending, self._pending = list(self._pending.values()), {}
+            self._connection.close()
+        self._process.terminate()
+        self._process.wait()
+        for entry in pending:
+            _settle(entry.future, EngineFailed("the engine was closed"))
+
+    def _send(self, message: Message) -> None:
+        """Send, lock held. A process that is gone is no error: the reader sees it too, and sends all again."""
+        if self._ready:
+            try:
+                self._connection.send_bytes(pack(message))
+            except OSError:
+                self._ready = False
+
+    def _await_ready(self) -> ModelInfo:
+        if not self._connection.poll(_START_TIMEOUT_S):
+            self._process.kill()
+            raise EngineFailed(f"the engine was not ready within {_START_TIMEOUT_S:g} s")
+        try:
+            message = unpack(self._connection.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise EngineFailed(f"the engine ended with exit code {self._process.wait()} before it was ready") from error
+        if message["kind"] == "failed":
+            self._process.wait()
+            raise ModelMismatch(message["error"])
+        self._ready = True
+        return ModelInfo(message["name"], message["metadata"], message["provider"])
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message = unpack(self._connection.recv_bytes())
+            except (EOFError, OSError):
+                if self._closing:
+                    return
+                self._restart()
+                continue
+            with self._lock:
+                pending = self._pending.pop(message["id"], None)
+            if pending is not None:
+                _settle(pending.future, _result(message))
+
+    def _restart(self) -> None:
+        with self._lock:
+            self._ready = False
+        log.error("the engine ended with exit code %s; starting it again", self._process.wait())
+        while not self._closing:
+            time.sleep(_RESTART_PAUSE_S)
+            process, connection = _spawn(self._config)
+            with self._lock:
+                if self._closing:
+                    process.terminate()
+                    return
+                self._connection.close()
+                self._process, self._connection = process, connection
+            try:
+                self._await_ready()
+            except (EngineFailed, ModelMismatch) as error:
+                log.error("the engine cannot be started: %s", error)
+                with self._lock:
+                    self._ready = False
+                continue
+            break
+        self._submit_again()
+
+    def _submit_again(self) -> None:
+        lost = []
+        with self._lock:
+            self.restarts += 1
+            for id, pending in list(self._pending.items()):
+                pending.tries += 1
+                if pending.tries > MAX_TRIES:
+                    lost.append(self._pending.pop(id))
+                else:
+                    self._send(_sequence_message(id, pending))
+        for pending in lost:
+            _settle(pending.future, EngineFailed(f"the engine died {MAX_TRIES} times while it composed this piece"))
+
+
+def start_engine(model_path: Path, *, slots: int = 32, chunk: int = 16, max_waiting: int = 256, provider: str = "auto") -> Engine:
+    """Start an engine's process and wait until it is ready; the parameters are those of `EngineConfig`."""
+    return Engine(EngineConfig(model_path, slots, chunk, max_waiting, provider))
+
+
+def _spawn(config: EngineConfig) -> tuple["subprocess.Popen[bytes]", Connection]:
+    """Start the process with one end of a socket pair; a fresh interpreter, never a fork of one with threads."""
+    ours, theirs = socket.socketpair()
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(config).items()]
+    with theirs:
+        command = [sys.executable, "-m", "service.engine.worker", f"--fd={theirs.fileno()}", *arguments]
+        process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    return process, Connection(ours.detach())
+
+
+def _settle(future: "Future[Composition]", result: Composition | Exception) -> None:
+    try:
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
+    except InvalidStateError:  # cancelled in the meantime
+        pass
+
+
+def _sequence_message(id: int, pending: _Pending) -> Message:
+    sequence = pending.sequence
+    # Deadlines travel as what is left of them: another process need not share our clock.
+    left = pending.deadline - time.monotonic()
+    return {
+        "kind": "sequence",
+        "id": id,
+        "left_s": None if left == float("inf") else left,
+        "random_seed": sequence.random_seed,
+        "length": sequence.length,
+        "forced": sequence.forced,
+        "params": asdict(sequence.params),
+        "conditions": sequence.conditions,
+        "bar_ticks": sequence.bar_ticks,
+        "bar_offset": sequence.bar_offset,
+    }
+
+
+def read_sequence(message: Mapping[str, Any]) -> Sequence:
+    """Return the sequence in a message of kind "sequence"."""
+    names = ("random_seed", "length", "forced", "conditions", "bar_ticks", "bar_offset")
+    return Sequence(**{name: message[name] for name in names}, params=SamplingParams(**message["params"]))
+
+
+_ERRORS = {"timeout": GenerationTimeout, "overloaded": EngineOverloaded, "failed": EngineFailed}
+
+
+def _result(message: Message) -> Composition | Exception:
+    if message["kind"] == "composition":
+        return Composition(message["tokens"], message["ended"])
+    return _ERRORS[message["error"]](message["detail"])
