@@ -50,7 +50,8 @@ class PreparedPiece:
     position: NDArray[np.int64]
     metre: NDArray[np.int64]
     tempo: NDArray[np.int64]
-    last_pitch: NDArray[np.int64]
+    last: NDArray[np.int64]
+    held: NDArray[np.int64]
     target: NDArray[np.int64]
     target_position: NDArray[np.int64]
 
@@ -60,14 +61,13 @@ class PreparedPiece:
 
 def prepare_piece(piece: EncodedPiece, tokens: TokenArray | None = None) -> PreparedPiece:
     """Lay a piece out for the network; `tokens` are its own unless they were augmented."""
-    target = (piece.tokens if tokens is None else tokens).astype(np.int64)
-    tempo, last_pitch = running_values(piece.tokens if tokens is None else tokens)
+    tokens = piece.tokens if tokens is None else tokens
+    target = tokens.astype(np.int64)
     return PreparedPiece(
         before=np.concatenate([np.array([START]), target[:-1]]),
         position=np.concatenate([[piece.start_position], piece.positions[:-1]]),
         metre=piece.metres.astype(np.int64),
-        tempo=tempo,
-        last_pitch=last_pitch,
+        **running_values(tokens)._asdict(),
         target=target,
         target_position=piece.positions.astype(np.int64),
     )

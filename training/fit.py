@@ -11,6 +11,7 @@ import io
 import math
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,17 +25,13 @@ from training.batches import Augmentation, WindowStream
 from training.checkpoint import BEST, LAST, current_commit, load_checkpoint, save_checkpoint
 from training.data import Dataset
 from training.model import ModelConfig, Network, field_losses
+from training.options import option
 from training.scoring import score_dataset
 from training.storage import write_atomically
 
 
 class CannotResume(NocturneError):
     """A run that cannot go on as asked, with the reason."""
-
-
-def option(default: Any, help: str) -> Any:
-    """Return a dataclass field whose help becomes that of the command line."""
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -101,6 +98,7 @@ def fit(
     config: FitConfig,
     report: Callable[[Progress], None] = lambda _: None,
     resume: bool = False,
+    data_path: Path | None = None,
 ) -> dict[str, Any]:
     """Train, or go on training.
 
@@ -116,6 +114,8 @@ def fit(
         Called after each step.
     resume : bool
         Go on from last.pt, which must come from the same settings and data.
+    data_path : Path, optional
+        Where the dataset was read from, noted in last.pt.
 
     Returns
     -------
@@ -134,6 +134,7 @@ def fit(
     train, valid = dataset.select("train"), dataset.select("valid")
     device, product = choose_device(config.device), choose_precision(config)
     identity = {"model": model_config.to_dict(), "fit": asdict(config), "data": fingerprint(dataset)}
+    last = {**identity, "data_path": str(data_path or "")}
     run = _start(train, model_config, config, device)
     if resume:
         _restore(run, load_checkpoint(folder / LAST), identity, folder)
@@ -146,13 +147,13 @@ def fit(
             if validated:
                 _validate(run, valid, config, product, folder, identity)
             if validated or run.step % config.save_every == 0:
-                _save_last(run, folder, identity)
+                _save_last(run, folder, last)
             valid_nats = run.history[-1]["valid"] if run.history else None
             speed = run.notes / run.seconds
             left_s = (config.steps - run.step) * run.seconds / run.step
             report(Progress(run.step, config.steps, run.stream.epochs, nats, valid_nats, run.best, speed, left_s))
     except KeyboardInterrupt:
-        _save_last(run, folder, identity)
+        _save_last(run, folder, last)
         raise
     return {**run.history[-1], "best_nats": run.best}
 
@@ -209,7 +210,7 @@ def _step(run: _Run, config: FitConfig, device: torch.device, product: torch.dty
     losses = field_losses(logits, batch)
     total = torch.stack(list(losses.values())).sum()
     notes = int(((batch.target[..., 1] > 0) & batch.mask).sum())
-    (total / max(notes, 1)).backward()
+    torch.autograd.backward(total / max(notes, 1))
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), config.clip)
     run.optimiser.step()
     run.optimiser.zero_grad(set_to_none=True)
@@ -264,13 +265,13 @@ def training_summary(stream: WindowStream) -> dict[str, Any]:
     for pack in sorted({info.pack for info in infos}):
         chosen = [info for info in infos if info.pack == pack]
         packs[pack] = {"pieces": len(chosen), "hours": round(sum(i.seconds for i in chosen) / 3600, 2)}
-    licences = sorted({info.licence for info in infos if info.licence})
+    sources = Counter((info.attribution, info.licence) for info in infos if info.attribution or info.licence)
     return {
         "pieces": len(infos),
         "notes": stream.dataset.notes,
         "hours": round(sum(info.seconds for info in infos) / 3600, 2),
         "packs": packs,
-        "licences": {lic: sum(info.licence == lic for info in infos) for lic in licences},
+        "sources": [[*source, count] for source, count in sources.most_common()],  # attribution, licence, pieces
         "epochs": round(stream.epochs, 2),
     }
 

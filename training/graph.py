@@ -29,7 +29,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH
 from service.music.representation import DURATIONS, FIELDS, MAX_BAR, VOCABULARY, Control
-from training.model import HANDS, RELATIVE_FIELDS, Network, grammar
+from training.model import HANDS, LAST_FIELDS, MAX_HELD, RELATIVE_FIELDS, Network, grammar
 
 OPSET = 21
 IR_VERSION = 10  # what onnx 1.16 wrote with opset 21, so that onnxruntime from 1.18 on loads it
@@ -186,7 +186,8 @@ class _Step:
             "time": (integer, [1]),
             "position": (integer, [1]),
             "tempo": (integer, [1]),
-            "last_pitch": (integer, [HANDS]),
+            **{f"last_{name}": (integer, [HANDS]) for name in LAST_FIELDS},
+            "held": (integer, [HANDS]),  # ticks until each hand is silent
             "sounding": (integer, [KEYS]),  # ticks until each key is released
             "pedal": (integer, [1]),  # 1 while down
             "controls": (integer, [1]),  # control tokens in a row
@@ -224,12 +225,13 @@ class _Step:
         # The first layer's product with each embedding, one row a value, all tables in one.
         embeddings = [w[f"field_embeddings.{name}.weight"] for name in FIELDS]
         embeddings += [w["position_embedding.weight"], w["tempo_embedding.weight"], w["condition_embeddings.metre.weight"]]
-        embeddings += [w[f"last_pitch_embeddings.{hand}.weight"] for hand in range(1, HANDS)]
+        for name in ("last_pitch_embeddings", "held_embeddings"):
+            embeddings += [w[f"{name}.{hand}.weight"] for hand in range(1, HANDS)]
         table = n.constant(np.concatenate(embeddings) @ w["layers.0.weight_x"].T, "first_layer_table")
         starts = np.cumsum([0] + [len(e) for e in embeddings[:-1]]).astype(np.int32)
         self.metre_index, self.bar, self.offset = (n.slice("in_metre", i, i + 1) for i in range(3))
-        last_pitches = n.slice("in_last_pitch", 1, HANDS)
-        values = n.op("Concat", "in_token", "in_position", "in_tempo", self.metre_index, last_pitches, axis=1)
+        hands = [n.slice("in_last_pitch", 1, HANDS), n.op("Min", n.slice("in_held", 1, HANDS), n.ints(MAX_HELD))]
+        values = n.op("Concat", "in_token", "in_position", "in_tempo", self.metre_index, *hands, axis=1)
         rows = n.op("Gather", table, n.op("Add", values, n.constant(starts[None])), axis=0)
         gates = n.op("Add", n.op("ReduceSum", rows, n.axes(1), keepdims=0), "piece_gates")
         gates = n.op("Add", gates, n.op("MatMul", "in_h0", n.constant(_transposed(w["layers.0.weight_h"]), "layer_0")))
@@ -257,10 +259,10 @@ class _Step:
         drawn: dict[str, Value] = {}
         probabilities: dict[str, Value] = {}
         for i, name in enumerate(FIELDS):
-            z = starts[i]
+            z, last = starts[i], self._last(name, drawn)
             if drawn:
-                z = n.op("Add", z, self._drawn_context(name, drawn))
-            scores = self._scores(name, n.op("Relu", z), drawn)
+                z = n.op("Add", z, self._drawn_context(name, drawn, last))
+            scores = self._scores(name, n.op("Relu", z), last)
             if name not in ("shift", "hand"):
                 mask = n.op("Gather", n.constant(masks[name]), n.op("Squeeze", drawn["hand"], n.axes(1)), axis=0)
                 scores = n.op("Add", scores, mask)
@@ -276,26 +278,35 @@ class _Step:
                 n.op("Min", position, n.ints(MAX_BAR - 1), name="out_position")
         return drawn, probabilities
 
-    def _drawn_context(self, name: str, drawn: dict[str, Value]) -> Value:
-        """Return what the fields drawn and the position of the new note add to a head, (B, D)."""
+    def _last(self, name: str, drawn: dict[str, Value]) -> Value | None:
+        """Return what the network knows as the last value of a field, (B, 1): of the drawn hand, or the running tempo."""
+        if name == "tempo":
+            return "in_tempo"
+        return self.n.op("GatherElements", f"in_last_{name}", drawn["hand"], axis=1) if name in LAST_FIELDS else None
+
+    def _drawn_context(self, name: str, drawn: dict[str, Value], last: Value | None) -> Value:
+        """Return what the fields drawn, the position of the new note and the last value add to a head, (B, D)."""
         n, w = self.n, self.weights
         tables = [w[f"drawn_embeddings.{name}.{before}.weight"] for before in drawn] + [w[f"head_positions.{name}.weight"]]
+        values = [*drawn.values(), "out_position"]
+        if last is not None:
+            tables.append(w[f"head_lasts.{name}.weight"])
+            values.append(last)
         starts = np.cumsum([0] + [len(t) for t in tables[:-1]]).astype(np.int32)
-        values = n.op("Concat", *drawn.values(), "out_position", axis=1)
-        rows = n.op("Gather", n.constant(np.concatenate(tables)), n.op("Add", values, n.constant(starts[None])), axis=0)
+        index = n.op("Add", n.op("Concat", *values, axis=1), n.constant(starts[None]))
+        rows = n.op("Gather", n.constant(np.concatenate(tables)), index, axis=0)
         return n.op("ReduceSum", rows, n.axes(1), keepdims=0)
 
-    def _scores(self, name: str, z: Value, drawn: dict[str, Value]) -> Value:
+    def _scores(self, name: str, z: Value, last: Value | None) -> Value:
         """Return the logits of a field (B, V): over its values, and over differences where it has those."""
         n, w = self.n, self.weights
         weight, bias = w[f"outputs.{name}.weight"], w[f"outputs.{name}.bias"]
-        if name not in RELATIVE_FIELDS:
+        if name not in RELATIVE_FIELDS or last is None:
             return n.op("Add", n.op("MatMul", z, n.constant(_transposed(weight))), n.constant(bias))
         size = getattr(VOCABULARY, name)
         weight = np.concatenate([weight, w[f"relative_outputs.{name}.weight"]])
         bias = np.concatenate([bias, w[f"relative_outputs.{name}.bias"]])
         both = n.op("Add", n.op("MatMul", z, n.constant(_transposed(weight))), n.constant(bias))
-        last = "in_tempo" if name == "tempo" else n.op("GatherElements", "in_last_pitch", drawn["hand"], axis=1)
         index = n.op("Sub", n.constant(np.arange(2 * size - 1, 3 * size - 1, dtype=np.int32)[None]), last)
         return n.op("Add", n.slice(both, 0, size), n.op("GatherElements", both, index, axis=1))
 
@@ -353,10 +364,14 @@ class _Step:
         note = n.op("Greater", hand, n.ints(0))
         n.op("Where", note, drawn["tempo"], "in_tempo", name="out_tempo")
         n.op("Where", note, n.ints(0), n.op("Add", "in_controls", n.ints(1)), name="out_controls")
-        # Hand 0 has no last pitch: its column of the comparison is -1, which no hand equals.
+        # Hand 0 has no last note: its column of the comparison is -1, which no hand equals.
         hands = n.constant(np.array([[-1, *range(1, HANDS)]], np.int32))
-        n.op("Where", n.op("Equal", hands, hand), pitch, "in_last_pitch", name="out_last_pitch")
+        played = n.op("Equal", hands, hand)
+        for name in LAST_FIELDS:
+            n.op("Where", played, drawn[name], f"in_last_{name}", name=f"out_last_{name}")
         ticks = n.op("Gather", n.constant(DURATIONS.astype(np.int32)), drawn["duration"], axis=0)
+        held = n.op("Max", n.op("Sub", "in_held", drawn["shift"]), n.ints(0))
+        n.op("Where", played, n.op("Max", held, ticks), held, name="out_held")
         keys = n.constant(np.arange(CONTROLS, CONTROLS + KEYS, dtype=np.int32)[None])
         struck = n.op("Equal", keys, pitch)
         n.op("Where", struck, n.op("Max", ticks, self.sounding), self.sounding, name="out_sounding")

@@ -1,8 +1,8 @@
 """The network: an LSTM over notes with a small sequential head, the fields of a note drawn one after the other.
 
 What the network reads at each step are the token before, the position in the bar, and the conditions of the piece. Beside the
-usual logits over absolute values, pitch and tempo have logits over differences: to the last pitch of the same hand, and to the
-running tempo. An interval means the same in every key, and "the tempo stays" is one parameter.
+usual logits over absolute values, pitch, velocity and tempo have logits over differences: to the last note of the same hand, and
+to the running tempo. An interval means the same in every key, and "the tempo stays" is one parameter.
 
 Shape letters: T steps, B rows, F fields, C conditions, H width of the LSTM, D width of the head, V vocabulary. Time-major.
 The grammar (which values can follow in a token) is part of the network: impossible values have probability zero.
@@ -20,45 +20,35 @@ from torch import Tensor, nn
 from service.music.representation import (
     CONTROL,
     FIELDS,
+    DURATIONS,
     MAX_BAR,
+    MAX_SHIFT,
     REPRESENTATION_VERSION,
     VOCABULARY,
     Control,
     TokenArray,
 )
 from training.lstm import LSTMLayer
+from training.options import option
 
 HANDS = VOCABULARY.hand
-RELATIVE_FIELDS = ("pitch", "tempo")  # those with logits over differences too
+LAST_FIELDS = ("pitch", "duration", "velocity")  # remembered of the last note of each hand
+RELATIVE_FIELDS = ("pitch", "velocity", "tempo")  # those with logits over differences too
+MAX_HELD = MAX_SHIFT  # ticks that a hand still sounds, as the network reads them, at most
 IMPOSSIBLE = -1e9  # finite, so that no softmax becomes NaN
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a network.
+    """The shape of a network."""
 
-    Attributes
-    ----------
-    layers, hidden : int
-        LSTM layers and their width H.
-    embedding : int
-        Width of the sum of embeddings that the first layer reads.
-    head : int
-        Width D of the head of each field.
-    dropout : float
-        Share of the LSTM's inputs and outputs set to zero in training.
-    condition_dropout : float
-        Share of the pieces whose condition is hidden in training, each condition by itself, so that "not given" works.
-    conditions : dict of str to list of str
-        The values of each condition, index 0 being "not given"; `metre` first.
-    """
-
-    layers: int = 2
-    hidden: int = 512
-    embedding: int = 256
-    head: int = 192
-    dropout: float = 0.2
-    condition_dropout: float = 0.25
+    layers: int = option(2, "LSTM layers")
+    hidden: int = option(512, "width H of the LSTM")
+    embedding: int = option(256, "width of the sum of embeddings that the first layer reads")
+    head: int = option(192, "width D of the head of each field")
+    dropout: float = option(0.15, "share of the LSTM's inputs and outputs set to zero in training")
+    condition_dropout: float = option(0.25, "share of the pieces whose composer or rendition is hidden in training")
+    # The values of each condition, index 0 being "not given"; `metre` first.
     conditions: Mapping[str, list[str]] = field(default_factory=dict)
     representation_version: int = REPRESENTATION_VERSION
 
@@ -70,14 +60,15 @@ class ModelConfig:
 class Batch(NamedTuple):
     """A window of several pieces, time-major, int64 but for `mask`.
 
-    What the network may read before it draws token t is in row t of `before`, `position`, `metre`, `tempo` and `last_pitch`.
+    What the network may read before it draws token t is in row t of all but `target` and `target_position`.
     """
 
     before: Tensor  # (T, B, F) the token before
     position: Tensor  # (T, B) ticks since the barline at the token before
     metre: Tensor  # (T, B) index of the metre
     tempo: Tensor  # (T, B) tempo index of the last note, 0 at the start
-    last_pitch: Tensor  # (T, B, hands) last pitch index of each value of `hand`, 0 at the start
+    last: Tensor  # (T, B, hands, LAST_FIELDS) indices of the last note of each value of `hand`, 0 at the start
+    held: Tensor  # (T, B, hands) ticks that each hand still sounds from the token before on, 0..MAX_HELD
     conditions: Tensor  # (B, C) per-piece conditions
     target: Tensor  # (T, B, F) the token to draw
     target_position: Tensor  # (T, B) ticks since the barline at it
@@ -109,7 +100,9 @@ class Network(nn.Module):
         self.field_embeddings = nn.ModuleDict({name: nn.Embedding(size, width) for name, size in VOCABULARY._asdict().items()})
         self.position_embedding = nn.Embedding(MAX_BAR, width)
         self.tempo_embedding = nn.Embedding(VOCABULARY.tempo, width)
-        self.last_pitch_embeddings = nn.ModuleDict({str(hand): nn.Embedding(VOCABULARY.pitch, width) for hand in range(1, HANDS)})
+        hands = [str(hand) for hand in range(1, HANDS)]
+        self.last_pitch_embeddings = nn.ModuleDict({hand: nn.Embedding(VOCABULARY.pitch, width) for hand in hands})
+        self.held_embeddings = nn.ModuleDict({hand: nn.Embedding(MAX_HELD + 1, width) for hand in hands})
         self.condition_embeddings = nn.ModuleDict({n: nn.Embedding(len(v), width) for n, v in config.conditions.items()})
         self.layers = nn.ModuleList(LSTMLayer(width if i == 0 else config.hidden, config.hidden) for i in range(config.layers))
         self.to_heads = nn.Linear(config.hidden, len(FIELDS) * head)
@@ -121,6 +114,7 @@ class Network(nn.Module):
             }
         )
         self.head_positions = nn.ModuleDict({name: nn.Embedding(MAX_BAR, head) for name in FIELDS[1:]})
+        self.head_lasts = nn.ModuleDict({n: nn.Embedding(getattr(VOCABULARY, n), head) for n in (*LAST_FIELDS, "tempo")})
         self.outputs = nn.ModuleDict({name: nn.Linear(head, size) for name, size in VOCABULARY._asdict().items()})
         self.relative_outputs = nn.ModuleDict(
             {name: nn.Linear(head, 2 * getattr(VOCABULARY, name) - 1) for name in RELATIVE_FIELDS}
@@ -167,7 +161,9 @@ class Network(nn.Module):
         for i, name in enumerate(FIELDS):
             x = x + self.field_embeddings[name](batch.before[..., i])
         for hand, embedding in self.last_pitch_embeddings.items():
-            x = x + embedding(batch.last_pitch[..., int(hand)])
+            x = x + embedding(batch.last[..., int(hand), 0])
+        for hand, embedding in self.held_embeddings.items():
+            x = x + embedding(batch.held[..., int(hand)])
         x = x + self.condition_embeddings["metre"](batch.metre)
         conditions = batch.conditions
         if self.training and self.config.condition_dropout:
@@ -180,7 +176,9 @@ class Network(nn.Module):
         """Return the logits of every field from the LSTM's outputs (T, B, H)."""
         starts = dict(zip(FIELDS, self.to_heads(x).chunk(len(FIELDS), dim=-1), strict=True))
         drawn = dict(zip(FIELDS, batch.target.unbind(-1), strict=True))
-        last = {"pitch": batch.last_pitch.gather(-1, drawn["hand"][..., None])[..., 0], "tempo": batch.tempo}
+        of_hand = drawn["hand"][..., None, None].expand(*drawn["hand"].shape, 1, len(LAST_FIELDS))
+        last = dict(zip(LAST_FIELDS, batch.last.gather(-2, of_hand)[..., 0, :].unbind(-1), strict=True))
+        last["tempo"] = batch.tempo
         logits = {}
         for name in FIELDS:
             z = starts[name]
@@ -188,6 +186,8 @@ class Network(nn.Module):
                 z = z + embedding(drawn[before])
             if name in self.head_positions:
                 z = z + self.head_positions[name](batch.target_position)
+            if name in self.head_lasts:
+                z = z + self.head_lasts[name](last[name])
             z = torch.relu(z)
             scores = self.outputs[name](z).float()
             if name in RELATIVE_FIELDS:
@@ -195,7 +195,7 @@ class Network(nn.Module):
                 index = torch.arange(size, device=x.device) - last[name][..., None] + size - 1
                 scores = scores + self.relative_outputs[name](z).float().gather(-1, index)
             if name != "shift":
-                scores = scores + getattr(self, f"grammar_{name}")[drawn["hand"]]
+                scores = scores + self.get_buffer(f"grammar_{name}")[drawn["hand"]]
             logits[name] = scores
         return logits
 
@@ -225,25 +225,29 @@ def field_losses(logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     return losses
 
 
-def running_values(tokens: TokenArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return what differences are measured from, before each token.
+class RunningValues(NamedTuple):
+    """What can be worked out of a piece before each of its N tokens, int64."""
 
-    Parameters
-    ----------
-    tokens : int array, shape (N, F)
+    tempo: NDArray[np.int64]  # (N,)
+    last: NDArray[np.int64]  # (N, hands, LAST_FIELDS)
+    held: NDArray[np.int64]  # (N, hands)
 
-    Returns
-    -------
-    tempo : int array, shape (N,)
-        Tempo index of the last note before each token; 0 if none.
-    last_pitch : int array, shape (N, hands)
-        Pitch index of the last note of each hand before each token; 0 if none (hand 0: always).
-    """
-    hands, pitches, tempos = tokens[:, 1], tokens[:, 2], tokens[:, 5]
-    last_pitch = np.zeros((len(tokens), HANDS), np.int64)
+
+def running_values(tokens: TokenArray) -> RunningValues:
+    """Return the running values of tokens (N, F), as `Batch` describes them."""
+    hands, tempos = tokens[:, FIELDS.index("hand")], tokens[:, FIELDS.index("tempo")]
+    columns = [FIELDS.index(name) for name in LAST_FIELDS]
+    times = np.cumsum(tokens[:, 0], dtype=np.int64)
+    ends = times + DURATIONS[tokens[:, FIELDS.index("duration")]]
+    last = np.zeros((len(tokens), HANDS, len(LAST_FIELDS)), np.int64)
+    held = np.zeros((len(tokens), HANDS), np.int64)
     for hand in range(1, HANDS):
-        last_pitch[:, hand] = _last_before(pitches, hands == hand)
-    return _last_before(tempos, hands != CONTROL), last_pitch
+        of_hand = hands == hand
+        for i, column in enumerate(columns):
+            last[:, hand, i] = _last_before(tokens[:, column], of_hand)
+        latest_end = np.maximum.accumulate(np.where(of_hand, ends, 0))
+        held[1:, hand] = (latest_end - times)[:-1].clip(0, MAX_HELD)
+    return RunningValues(_last_before(tempos, hands != CONTROL), last, held)
 
 
 def _last_before(values: NDArray[np.int32], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -6,10 +6,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from service.music.representation import FIELDS, is_note
+from service.engine.interface import Chunk
+from service.engine.model import OnnxModel
+from service.music.representation import FIELDS, VOCABULARY, is_note
 from training.batches import whole_pieces
 from training.data import Dataset
-from training.model import Network
+from training.model import Batch, Network
+
+_ENDLESS_BAR = 2**30  # ticks: an exported model is told positions outright, for pieces whose metre changes
 
 
 @dataclass(frozen=True)
@@ -78,4 +82,65 @@ def score_dataset(
                     logits[name].flatten(0, 1), batch.target[..., i].flatten(), reduction="none"
                 )
                 nats[indices, i] += (loss.view(batch.mask.shape) * batch.mask).sum(dim=0).double().cpu().numpy()
-    return Score(nats, np.array([int(is_note(piece.tokens).sum()) for piece in dataset.pieces]))
+    return Score(nats, _count_notes(dataset))
+
+
+def score_exported(model: OnnxModel, dataset: Dataset, *, with_conditions: bool, rows: int = 64, steps: int = 256) -> Score:
+    """Score whole pieces with an exported model: the very graph that composes, its tokens forced.
+
+    Parameters
+    ----------
+    model : OnnxModel
+    dataset, with_conditions, rows, steps
+        As in `score_dataset`.
+    """
+    conditions = dataset.piece_conditions(model.info.metadata["conditions"])
+    if not with_conditions:
+        conditions = np.zeros_like(conditions)
+    nats = np.zeros((len(dataset.pieces), len(FIELDS)))
+    for indices, windows in whole_pieces(dataset, rows, steps, conditions):
+        state = model.initial_state(np.array([dataset.pieces[i].start_position for i in indices], np.int32))
+        times = np.zeros(len(indices), np.int64)
+        for window in windows:
+            chunk, times = forced_chunk(window, times)
+            _, state, probabilities = model.run(chunk, state)
+            mask = window.mask.numpy().T[..., None]
+            nats[indices] -= (np.log(probabilities.astype(np.float64)) * mask).sum(axis=1)
+    return Score(nats, _count_notes(dataset))
+
+
+def forced_chunk(window: Batch, times: NDArray[np.int64]) -> tuple[Chunk, NDArray[np.int64]]:
+    """Return the inputs that make an exported model take the tokens of a window under its own distribution.
+
+    Parameters
+    ----------
+    window : Batch
+    times : int array, shape (B,)
+        Ticks that passed before the window in each row.
+
+    Returns
+    -------
+    chunk : Chunk
+    times : int array, shape (B,)
+        Ticks that passed after it.
+    """
+    forced = window.target.numpy().transpose(1, 0, 2).astype(np.int32)
+    rows, steps, fields = forced.shape
+    now = times[:, None] + forced[..., 0].cumsum(axis=1)
+    bars = np.full((rows, steps), _ENDLESS_BAR)
+    metre = np.stack([window.metre.numpy().T, bars, window.target_position.numpy().T - now], axis=-1).astype(np.int32)
+    chunk = Chunk(
+        forced=forced,
+        uniforms=np.zeros((rows, steps, fields), np.float32),
+        metre=metre,
+        inverse_temperature=np.ones((rows, fields), np.float32),
+        min_p=np.zeros((rows, fields), np.float32),
+        biases={name: np.zeros((rows, size), np.float32) for name, size in VOCABULARY._asdict().items()},
+        conditions=window.conditions.numpy().astype(np.int32),
+        rules=np.zeros((rows, 1), np.float32),
+    )
+    return chunk, now[:, -1]
+
+
+def _count_notes(dataset: Dataset) -> NDArray[np.int64]:
+    return np.array([int(is_note(piece.tokens).sum()) for piece in dataset.pieces])

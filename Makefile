@@ -1,0 +1,73 @@
+# One task runner; CI runs these targets and nothing else. Needs python3 (3.11 or newer, with venv), pip and make.
+PYTHON ?= python3
+VENV ?= .venv
+HOST ?= 127.0.0.1
+PORT ?= 8000
+DATA ?= data
+RUN ?= runs/piano
+MODEL ?= exported/nocturne
+ATTRIBUTION ?= $(shell cat exported/ATTRIBUTION.txt 2>/dev/null)
+bin := $(VENV)/bin
+export ORT_DISABLE_TELEMETRY = 1
+export HOST PORT
+
+.DEFAULT_GOAL := help
+.PHONY: help serve setup test check format prepare train resume evaluate export bench image clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+serve: $(VENV)/.core  ## install the service and run it on http://$HOST:$PORT
+	$(bin)/gunicorn -c service/gunicorn.conf.py "service.web.wsgi:app"
+
+setup: $(VENV)/.all  ## install everything, training and development included
+
+test: $(VENV)/.all  ## run the whole test suite
+	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.all  ## format, lint, types, imports
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(bin)/lint-imports
+
+format: $(VENV)/.all  ## format the code
+	$(bin)/ruff format .
+	$(bin)/ruff check --fix .
+
+prepare: $(VENV)/.all  ## DATA=folder of music files -> data/train.npz
+	$(bin)/python -m training prepare $(DATA) --out data/train.npz
+
+train: $(VENV)/.all  ## train on data/train.npz into RUN
+	$(bin)/python -m training fit data/train.npz --out $(RUN)
+
+resume: $(VENV)/.all  ## go on with a training that was stopped
+	$(bin)/python -m training fit --resume $(RUN)
+
+evaluate: $(VENV)/.all  ## nats per note of RUN beside the baselines
+	$(bin)/python -m training evaluate $(RUN) --data data/train.npz --baselines data/train.npz
+
+export: $(VENV)/.all  ## RUN -> MODEL.onnx and its card
+	$(bin)/python -m training export $(RUN) --out $(MODEL) --attribution "$(ATTRIBUTION)"
+
+bench: $(VENV)/.all  ## speed and exactness, as ratios and bounds
+	$(bin)/python -m bench.representation
+	$(bin)/python -m bench.engine
+
+image:  ## build the container image (GPU=1 adds CUDA)
+	docker build --build-arg GPU=$(or $(GPU),0) -t nocturne .
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The stamps make a second `make` install nothing. The core is a part of everything: where that is installed, it is too.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.all: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(VENV)/.core $@
