@@ -45,11 +45,13 @@ _TRACKS = ((Hand.RIGHT, "right hand"), (Hand.LEFT, "left hand"), (Hand.UNKNOWN, 
 # Each hand's first channel; the rest, without the drums, take notes that would strike a key that its channel still holds.
 _CHANNELS = {Hand.RIGHT: 0, Hand.LEFT: 1, Hand.UNKNOWN: 2}
 _SPARE_CHANNELS = [c for c in range(3, 16) if c != DRUM_CHANNEL]
+_MAJOR_KEYS = "Cb Gb Db Ab Eb Bb F C G D A E B F# C#"  # from seven flats to seven sharps
+_MINOR_KEYS = "Abm Ebm Bbm Fm Cm Gm Dm Am Em Bm F#m C#m G#m D#m A#m"
 _KEYS = {
-    KeySignature(0, fifths, minor)[1:]: name
-    for minor, names in ((False, "Cb Gb Db Ab Eb Bb F C G D A E B F# C#"), (True, "Abm Ebm Bbm Fm Cm Gm Dm Am Em Bm F#m C#m G#m D#m A#m"))
+    (fifths, minor): name
+    for minor, names in ((False, _MAJOR_KEYS), (True, _MINOR_KEYS))
     for fifths, name in enumerate(names.split(), start=-7)
-}  # fmt: skip
+}
 _KEYS_BY_NAME = {name: key for key, name in _KEYS.items()}
 
 
@@ -68,8 +70,8 @@ def read_midi(data: bytes, hand_tracks: Mapping[int, Hand] | None = None, pickup
     """Read a MIDI file.
 
     Notes of one key on one channel are ended first in, first out. A note that is never ended ends with its track; a note of
-    no length becomes one tick long. The drum channel is ignored. Hands come from `hand_tracks`, else from the names of the tracks,
-    else, if exactly two parts play, the higher one is the right hand.
+    no length becomes one tick long. The drum channel is ignored. Hands come from `hand_tracks`, else from the names of the
+    tracks, else, if exactly two parts play, the higher one is the right hand.
 
     Parameters
     ----------
@@ -134,7 +136,7 @@ def read_midi(data: bytes, hand_tracks: Mapping[int, Hand] | None = None, pickup
     key_map = _without_repeats(_on_grid(keys, scale))
     return Piece(
         notes=_note_records(raw, _hands(raw, part_names, hand_tracks), scale),
-        tempos=records(TEMPO, _without_repeats(_on_grid(tempos, scale))),
+        tempos=records(TEMPO, _without_repeats(_tempos_on_grid(tempos, {note.start for note in raw}, midi.ticks_per_beat))),
         pedals=records(PEDAL, _pedal_changes(pedals.values(), scale)),
         time_signatures=metre,
         key_signatures=tuple(KeySignature(time, *_KEYS_BY_NAME[name]) for time, name in key_map),
@@ -185,11 +187,15 @@ def _parse(data: bytes) -> mido.MidiFile:
     try:
         # Files name their texts in latin-1 or UTF-8; latin-1 accepts every byte. clip: some editors write velocities above 127.
         midi = mido.MidiFile(file=io.BytesIO(data), charset="latin1", clip=True)
-    except Exception as error:  # mido raises EOFError, OSError, ValueError, IndexError, KeyError ... for broken bytes
-        raise InvalidMusic(f"the MIDI file is broken: {error or type(error).__name__}") from error
+    except EOFError as error:
+        raise InvalidMusic("the MIDI file is broken: it ends too early") from error
+    except Exception as error:  # mido raises OSError, ValueError, IndexError, KeyError ... for broken bytes
+        raise InvalidMusic(f"the MIDI file is broken: {str(error) or type(error).__name__}") from error
     if midi.type not in (0, 1):
         raise InvalidMusic(f"the MIDI format must be 0 or 1; got {midi.type}")
-    if not 0 < midi.ticks_per_beat < 0x8000:
+    if midi.ticks_per_beat == 0:
+        raise InvalidMusic("the MIDI file has no ticks per quarter note")
+    if midi.ticks_per_beat < 0:
         raise InvalidMusic("the MIDI file counts in frames per second, not in ticks per quarter note")
     return midi
 
@@ -207,6 +213,21 @@ def _on_grid(events: Iterable[tuple[Any, ...]], scale: float) -> list[tuple[Any,
     return [(int(time * scale + 0.5), *rest) for time, *rest in sorted(events, key=lambda event: event[0])]
 
 
+def _tempos_on_grid(tempos: list[tuple[int, float]], onsets: set[int], ticks_per_beat: int) -> list[tuple[int, float]]:
+    """Return the tempo map on our grid, such that each tick has the tempo that the file has there.
+
+    A change after a tick thus holds from the next one on, not from the nearest: the note on that tick still has the tempo before.
+    But a change at the very onset of a note goes where the note goes, if no note stands on that tick already.
+    """
+    moved: list[tuple[int, float]] = []
+    for time, qpm in sorted(tempos, key=lambda event: event[0])[::-1]:
+        nearest = (2 * time * RESOLUTION + ticks_per_beat) // (2 * ticks_per_beat)
+        with_note = time in onsets and nearest * ticks_per_beat / RESOLUTION not in onsets
+        tick = nearest if with_note else -(-time * RESOLUTION // ticks_per_beat)
+        moved.append((min(tick, moved[-1][0]) if moved else tick, qpm))  # never after the change that follows it
+    return moved[::-1]
+
+
 def _without_repeats(events: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Keep of events at one time the last, and of equal ones in a row the first."""
     last = {time: rest for time, *rest in events}
@@ -219,15 +240,16 @@ def _without_repeats(events: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
 
 def _pedal_changes(parts: Iterable[list[tuple[int, bool]]], scale: float) -> list[tuple[int, bool]]:
     """Return the changes of the one pedal that all parts share."""
-    # By time, then by how many changes the part has made by then at that time: where two parts lift and press the pedal within
-    # one tick, both lift it first.
+    # By time, then by how many events the part has had by then at that time: where two parts lift and press the pedal at once,
+    # both lift it first.
     numbered = []
     for events in parts:
-        made: Counter[int] = Counter()
-        for time, down in _changes(_on_grid(events, scale)):
-            numbered.append((time, made[time], down))
-            made[time] += 1
-    return _changes((time, down) for time, _, down in sorted(numbered, key=lambda event: event[:2]))
+        had: Counter[int] = Counter()
+        for time, down in events:
+            numbered.append((time, had[time], down))
+            had[time] += 1
+    changes = _changes((time, down) for time, _, down in sorted(numbered, key=lambda event: event[:2]))
+    return [(time, down) for time, down in _on_grid(changes, scale)]
 
 
 def _changes(events: Iterable[tuple[Any, ...]]) -> list[tuple[int, bool]]:
@@ -322,8 +344,10 @@ def _assign_channels(notes: Records) -> Records:
     channels = np.empty(len(notes), np.int64)
     columns = (notes[name].tolist() for name in ("time", "pitch", "duration", "hand"))
     for i, (time, pitch, duration, hand) in enumerate(zip(*columns, strict=True)):
-        for channel in (_CHANNELS[hand], *_SPARE_CHANNELS):
-            if free_from.get((channel, pitch), 0) <= time:
+        own = _CHANNELS[hand]
+        for channel in (own, *_SPARE_CHANNELS):
+            # The spare channels are shared by the tracks, whose events at one tick a player may take in any order.
+            if free_from.get((channel, pitch), -1) < time + (channel == own):
                 break
         else:
             raise InvalidMusic(f"more than {len(_SPARE_CHANNELS) + 1} notes hold the key {pitch} at tick {time}")

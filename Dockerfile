@@ -1,0 +1,35 @@
+# The service with its models: `docker build -t nocturne .`, then `docker run -p 8080:8080 nocturne`.
+# GPU=1 adds the CUDA and cuDNN libraries; without them the image runs on the CPU. Runs read-only with a tmpfs at /tmp.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+ARG GPU=0
+WORKDIR /build
+COPY pyproject.toml constraints.txt ./
+# The core dependencies alone: the code is copied, not installed, and so a change of code installs nothing again.
+RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" > requirements.txt \
+ && if [ "${GPU}" = 1 ]; then echo "onnxruntime-gpu[cuda,cudnn]" >> requirements.txt; fi \
+ && python -m venv /opt/venv \
+ && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt \
+ && /opt/venv/bin/python -m pip uninstall --yes pip setuptools
+COPY openapi.yaml LICENSE /app/
+COPY service /app/service
+COPY exported /app/exported
+# Bytecode now, since nothing can be written later.
+RUN /opt/venv/bin/python -m compileall -q /app/service
+
+FROM ${BASE}
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build /app /app
+WORKDIR /app
+ENV PATH=/opt/venv/bin:${PATH} \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1 \
+    HOST=0.0.0.0 \
+    PORT=8080
+EXPOSE 8080
+USER 10001:10001
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/livez', timeout=4)"]
+CMD ["python", "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]

@@ -1,0 +1,143 @@
+"""The settings of the service, read once from environment variables; nothing else in the service reads the environment.
+
+Every setting is a field of `ServiceConfig` whose metadata holds the variable, the limits, the unit and the reason; the README's
+table and the messages follow from it.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+PROVIDERS = ("auto", "cpu", "cuda")
+SPARE_THREADS = 32  # for probes, documents and refusals while every place in the engine and its queue is taken
+_EXPORTED = Path(__file__).resolve().parents[1] / "exported"
+
+# Kubernetes and Docker put variables like NOCTURNE_SERVICE_HOST and NOCTURNE_PORT_8080_TCP_ADDR into every container beside a
+# service that is named "nocturne". They are not ours and no reason to refuse the start.
+_INJECTED = re.compile(r"NOCTURNE_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\w+)?)")
+
+
+class InvalidSetting(ValueError):
+    """An environment variable that is unknown or holds a value outside its limits; the message names all three."""
+
+
+def _about(variable: str, unit: str, why: str, low: int = 0, high: int = 0, choices: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {"variable": variable, "unit": unit, "why": why, "low": low, "high": high, "choices": choices}
+
+
+@dataclass(frozen=True)
+class ServiceConfig:
+    """How the service runs.
+
+    Attributes
+    ----------
+    host, port : str, int
+        Where gunicorn listens.
+    model_dir : Path
+        Folder with the exported models.
+    model : str
+        Name of the model to serve, a file of that folder without ".onnx"; "" means the only one there.
+    provider : str
+        "auto" takes a CUDA device if there is one.
+    slots : int
+        Pieces composed at the same time.
+    max_waiting : int
+        Requests that may wait for a slot.
+    chunk : int
+        Notes that one run of the model composes for every slot.
+    deadline_s : int
+        Seconds that a request may take.
+    max_body_bytes : int
+        Largest request body.
+    threads : int
+        Threads of gunicorn, one for each request in flight; 0 means `slots + max_waiting + SPARE_THREADS`.
+    """
+
+    # fmt: off
+    host: str = field(default="127.0.0.1", metadata=_about(
+        "HOST", "address", "this machine only, unless asked otherwise; the image says 0.0.0.0"))
+    port: int = field(default=8000, metadata=_about(
+        "PORT", "TCP port", "the image says 8080", 1, 65535))
+    model_dir: Path = field(default=_EXPORTED, metadata=_about(
+        "NOCTURNE_MODEL_DIR", "folder", "where the exported models lie"))
+    model: str = field(default="", metadata=_about(
+        "NOCTURNE_MODEL", "name", "a file of that folder without .onnx; empty: the only one there"))
+    provider: str = field(default="auto", metadata=_about(
+        "NOCTURNE_PROVIDER", "auto, cpu or cuda", "auto takes a CUDA device if there is one", choices=PROVIDERS))
+    slots: int = field(default=32, metadata=_about(
+        "NOCTURNE_SLOTS", "pieces", "composed at the same time: the rows of the model's batch", 1, 1024))
+    max_waiting: int = field(default=256, metadata=_about(
+        "NOCTURNE_QUEUE", "requests", "may wait for a slot; the next one is answered 503", 1, 100_000))
+    chunk: int = field(default=16, metadata=_about(
+        "NOCTURNE_CHUNK", "notes", "per run of the model: more is faster, fewer lets requests start sooner", 1, 256))
+    deadline_s: int = field(default=60, metadata=_about(
+        "NOCTURNE_DEADLINE_S", "seconds", "a request may take before it is answered 504", 1, 3600))
+    max_body_bytes: int = field(default=2**20, metadata=_about(
+        "NOCTURNE_MAX_BODY_BYTES", "bytes", "of a request body, which bounds what a request costs to read", 1024, 2**30))
+    threads: int = field(default=0, metadata=_about(
+        "NOCTURNE_THREADS", "threads", "one a request in flight; more than queue and slots together, so that the queue "
+        f"refuses and not the threads; 0 means both and {SPARE_THREADS} more", 0, 200_000))
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        needed = self.max_waiting + self.slots
+        if not self.threads:
+            object.__setattr__(self, "threads", needed + SPARE_THREADS)
+        if self.threads <= needed:
+            raise InvalidSetting(
+                f"`NOCTURNE_THREADS` must be more than NOCTURNE_QUEUE and NOCTURNE_SLOTS together ({needed}); got {self.threads}"
+            )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "ServiceConfig":
+        """Read the settings; a variable that is not set, or empty, takes its default.
+
+        Raises
+        ------
+        InvalidSetting
+            If a value is outside its limits, or a variable NOCTURNE_* is no setting.
+        """
+        variables = {f.metadata["variable"]: f for f in fields(cls)}
+        for name in sorted(environment):
+            if name.startswith("NOCTURNE_") and name not in variables and not _INJECTED.fullmatch(name):
+                near = get_close_matches(name, variables, n=1)
+                raise InvalidSetting(f"`{name}` is not a setting" + (f"; did you mean `{near[0]}`?" if near else ""))
+        given = {f.name: _parse(f.metadata, f.type, environment[v]) for v, f in variables.items() if environment.get(v)}
+        return cls(**given)
+
+    @property
+    def bind(self) -> str:
+        """Return the address as gunicorn takes it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def model_path(self) -> Path:
+        """Return the file of the model to serve.
+
+        Raises
+        ------
+        InvalidSetting
+            If the folder does not hold it, or several and none is chosen.
+        """
+        names = sorted(path.stem for path in self.model_dir.glob("*.onnx"))
+        if not names:
+            raise InvalidSetting(f"`NOCTURNE_MODEL_DIR` must be a folder with exported models (*.onnx); got {self.model_dir}")
+        if not self.model and len(names) > 1:
+            raise InvalidSetting(f"`NOCTURNE_MODEL` must be one of {', '.join(names)}; it is not set")
+        if self.model and self.model not in names:
+            raise InvalidSetting(f"`NOCTURNE_MODEL` must be one of {', '.join(names)}; got {self.model}")
+        return self.model_dir / f"{self.model or names[0]}.onnx"
+
+
+def _parse(limits: Mapping[str, Any], kind: Any, text: str) -> Any:
+    name = limits["variable"]
+    if kind is int:
+        value = int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else None
+        if value is None or not limits["low"] <= value <= limits["high"]:
+            raise InvalidSetting(f"`{name}` must be a whole number in [{limits['low']}, {limits['high']}]; got {text}")
+        return value
+    if limits["choices"] and text not in limits["choices"]:
+        raise InvalidSetting(f"`{name}` must be one of {', '.join(limits['choices'])}; got {text}")
+    return Path(text) if kind is Path else text

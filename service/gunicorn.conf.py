@@ -1,0 +1,76 @@
+"""How gunicorn runs the service: `python -m gunicorn -c service/gunicorn.conf.py`.
+
+One worker with many threads, each of which waits for the engine's process on behalf of one client.
+"""
+
+import logging
+import os
+import socket
+import struct
+from typing import Any
+
+from gunicorn import util  # type: ignore[import-untyped]
+
+from service.config import InvalidSetting, ServiceConfig
+from service.web.problems import problem_bytes
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.29 and later report home by default
+
+try:
+    _config = ServiceConfig.from_environment(os.environ)
+except InvalidSetting as error:
+    raise SystemExit(str(error)) from None
+
+RECEIVE_TIMEOUT_S = 10  # between two pieces of a request; gthread has no timeout of its own, and half-sent requests held threads
+SEND_TIMEOUT_S = 30  # for a client to take its answer
+DRAIN_S = _config.deadline_s + 5  # SIGTERM lets what is under way come to its end
+
+wsgi_app = "service.web.wsgi:app"
+bind = _config.bind
+workers = 1
+worker_class = "gthread"
+threads = _config.threads
+worker_connections = max(1000, 2 * _config.threads)
+preload_app = False  # the engine's process is started in the worker
+timeout = 120  # of the worker's heartbeat, not of a request; loading the model falls under it
+graceful_timeout = DRAIN_S
+keepalive = 5
+http_parser = "python"
+control_socket_disable = True
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a heartbeat must not wait for a disk
+loglevel = "warning"
+accesslog = None
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Give every connection receive and send timeouts (accepted sockets inherit them), and every error one shape."""
+    for listener in worker.sockets:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", RECEIVE_TIMEOUT_S, 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
+    logging.getLogger("gunicorn.error").addFilter(lambda record: not _is_timeout(record))
+    util.write_error = _write_problem
+
+
+def post_worker_init(worker: Any) -> None:
+    """Say in one line how to call the service, now that it answers."""
+    host, port = worker.sockets[0].getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    command = (
+        f"""curl -X POST http://{host}:{port}/generate -H 'Content-Type: application/json' -d '{{"seed": 42, "length": 64}}'"""
+    )
+    print(f"Nocturne is ready: {command} -o melody.mid   (documents: http://{host}:{port}/docs)", flush=True)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """End the engine's process once the last request is answered."""
+    if getattr(worker, "wsgi", None):  # not there if the application failed to load
+        worker.wsgi.extensions["engine"].close()
+
+
+def _is_timeout(record: logging.LogRecord) -> bool:
+    """Return whether a log record only says that a client was too slow to send its request."""
+    return record.exc_info is not None and isinstance(record.exc_info[1], BlockingIOError)
+
+
+def _write_problem(sock: socket.socket, status_int: int, reason: str, mesg: str) -> None:
+    util.write_nonblock(sock, problem_bytes(status_int, reason, mesg))

@@ -1,0 +1,170 @@
+"""The HTTP side of the service: `create_app`, a handler for each operation of openapi.yaml, and the table from error to status.
+
+Stateless: nothing outlives a request but the engine.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from service.config import ServiceConfig
+from service.engine.process import Engine, start_engine
+from service.errors import (
+    EngineFailed,
+    EngineOverloaded,
+    GenerationTimeout,
+    InvalidMusic,
+    InvalidRequest,
+    NocturneError,
+    Violation,
+)
+from service.web.answers import negotiate, respond
+from service.web.body import read_json
+from service.web.compose import Player, assemble, make_sequence
+from service.web.contract import Contract, parse_query
+from service.web.docs import DocsPage
+from service.web.problems import CLIENT_LEFT, problem
+from service.web.requests import GenerateRequest
+from service.web.waiting import ClientLeft, wait_for
+
+# The one table from error to HTTP status. What is not here is a fault of the service: 500.
+STATUS: Mapping[type[NocturneError], int] = {
+    InvalidRequest: 422,
+    InvalidMusic: 422,
+    EngineOverloaded: 503,
+    EngineFailed: 503,
+    GenerationTimeout: 504,
+}
+RETRY_AFTER_S = 1  # after a 503: a slot becomes free, or the engine has started again, within about a second
+
+_MODEL_KEYS = (
+    "licence", "attribution", "nats_per_note", "commit", "representation_version", "resolution", "conditions", "defaults",
+    "training",
+)  # fmt: skip
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
+    """Make the WSGI application.
+
+    Parameters
+    ----------
+    config : ServiceConfig
+    engine : Engine, optional
+        What composes; started by `config` if left out. It is found again as `app.extensions["engine"]`, and whoever runs the
+        application closes it.
+
+    Raises
+    ------
+    InvalidSetting, ModelMismatch
+        If there is no model, or it cannot be run.
+    ContractMismatch
+        If openapi.yaml and the handlers do not fit together.
+    """
+    if engine is None:
+        engine = start_engine(
+            config.model_path(),
+            slots=config.slots,
+            chunk=config.chunk,
+            max_waiting=config.max_waiting,
+            provider=config.provider,
+        )
+    app = Flask(__name__, static_folder=None)
+    app.url_map.merge_slashes = False  # or //generate would be answered with a redirection in HTML
+    app.extensions["engine"] = engine
+    contract = Contract.load()
+    handlers = _handlers(config, contract, engine)
+    contract.check_handlers(handlers)
+    for name, operation in contract.operations.items():
+        app.add_url_rule(operation.path, name, handlers[name], methods=[operation.method])
+    _handle_errors(app, config)
+    return app
+
+
+def _handlers(config: ServiceConfig, contract: Contract, engine: Engine) -> dict[str, Callable[[], Response]]:
+    """Return a handler for each operation, by operationId."""
+    info = engine.info
+    player = Player.from_metadata(info.name, info.metadata)
+    docs = DocsPage(contract.document)
+
+    def compose(operation: str, read_fields: Callable[[], Any]) -> Response:
+        media_type = negotiate(request)
+        asked = GenerateRequest.from_fields(contract.check(operation, read_fields()), player.name)
+        deadline = time.monotonic() + config.deadline_s
+        future = engine.submit(make_sequence(asked, player), deadline)
+        composition = wait_for(engine, future, deadline, request.environ.get("gunicorn.socket"))
+        return respond(assemble(asked, composition, player), media_type, asked.repeatable)
+
+    def generate() -> Response:
+        return compose("generate", lambda: read_json(request, config.max_body_bytes))
+
+    def generate_by_query() -> Response:
+        return compose("generateByQuery", lambda: parse_query(request.args.items(multi=True)))
+
+    def list_models() -> Response:
+        told = {key: info.metadata[key] for key in _MODEL_KEYS if info.metadata.get(key) is not None}
+        return _json({"models": [{"name": info.name, "provider": info.provider, **told}]})
+
+    def live() -> Response:
+        return _json({"status": "alive"})
+
+    def ready() -> Response:
+        if not engine.ready:
+            raise EngineFailed("the engine is starting")
+        return _json({"status": "ready", "model": info.name, "provider": info.provider})
+
+    return {
+        "generate": generate,
+        "generateByQuery": generate_by_query,
+        "listModels": list_models,
+        "live": live,
+        "ready": ready,
+        "contract": lambda: Response(contract.text, content_type="application/yaml"),
+        "docs": docs.response,
+    }
+
+
+def _handle_errors(app: Flask, config: ServiceConfig) -> None:
+    @app.errorhandler(NocturneError)
+    def refuse(error: NocturneError) -> Response:
+        status = STATUS.get(type(error), 500)
+        detail = str(error)
+        violations: tuple[Violation, ...] = ()
+        if isinstance(error, InvalidRequest):
+            violations = error.violations
+        elif isinstance(error, GenerationTimeout):
+            detail = f"the piece was not complete within {config.deadline_s} seconds; ask for fewer notes or try again later"
+        if status >= 500:
+            _log.warning("%s: %s", type(error).__name__, error)
+        return problem(status, detail, violations, {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None)
+
+    @app.errorhandler(HTTPException)
+    def refuse_http(error: HTTPException) -> Response:
+        headers = {name: value for name, value in error.get_headers() if name != "Content-Type"}
+        detail = error.description or error.name
+        violations = (Violation("", detail),) if error.code == 400 else ()
+        return problem(error.code or 500, detail, violations, headers)
+
+    @app.errorhandler(ClientLeft)
+    def give_up(_: ClientLeft) -> Response:
+        return problem(CLIENT_LEFT, "the client closed the connection")
+
+    @app.errorhandler(Exception)
+    def fail(error: Exception) -> Response:
+        _log.error("%s %s failed", request.method, request.path, exc_info=error)
+        return problem(500, "the service failed; this is a fault of the service, not of the request")
+
+    @app.after_request
+    def harden(response: Response) -> Response:
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+
+def _json(body: Mapping[str, Any]) -> Response:
+    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), content_type="application/json")

@@ -1,0 +1,303 @@
+"""Every error has one shape, points at the field and is never the service's fault."""
+
+import io
+import json
+
+import jsonschema_rs
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from service.errors import EngineFailed, EngineOverloaded, GenerationTimeout
+from service.web.contract import Contract
+from service.web.violations import explain
+
+CONTRACT = Contract.load()
+PROBLEM = jsonschema_rs.Draft202012Validator(CONTRACT.document["components"]["schemas"]["Problem"])
+DOCUMENTED = {int(status) for status in CONTRACT.document["paths"]["/generate"]["post"]["responses"]}
+JSON = {"content_type": "application/json"}
+
+# What the sentences say, where they are long.
+NAMES = "seed, random_seed, length, temperature, min_p, include_seed, end, model"
+SEED = "an integer (a random seed) or a list of notes (a melody to continue)"
+ITEM = "a MIDI number, the name of a note, a list of these (a chord), or an object with `pitch`"
+NO_NAME = "not the name of a note; names look like C#4, Db4 or re#4, where C4 is middle C"
+TWO_SEEDS = "`random_seed` goes with a melody; `seed` is an integer already: give one of them"
+
+
+def check_problem(response, status):
+    assert response.status_code == status
+    assert response.mimetype == "application/problem+json"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    body = response.get_json()
+    PROBLEM.validate(body)
+    assert body["status"] == status
+    return body
+
+
+def refuse(client, fields):
+    body = check_problem(client.post("/generate", json=fields), 422)
+    return [(error["pointer"], error["detail"]) for error in body["errors"]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "where", "what"),
+    [
+        ({"temperature": 7}, "/temperature", "`temperature` must be in [0, 2]; got 7"),
+        ({"length": "64"}, "/length", '`length` must be an integer; got "64"'),
+        ({"length": 1.5}, "/length", "`length` must be an integer; got 1.5"),
+        ({"length": None}, "/length", "`length` must be an integer; got null"),
+        ({"length": True}, "/length", "`length` must be an integer; got true"),
+        ({"min_p": [0]}, "/min_p", "`min_p` must be a number; got [0]"),
+        ({"end": 0}, "/end", "`end` must be true or false; got 0"),
+        ({"lenght": 64}, "/lenght", "`lenght` is not a field; did you mean `length`?"),
+        ({"a/b~": 1}, "/a~1b~0", f"`a/b~` is not a field; there are {NAMES}"),
+        ({"seed": "C4"}, "/seed", f'`seed` must be {SEED}; got "C4"'),
+        ({"seed": -1}, "/seed", "`seed` must be in [0, 9007199254740991]; got -1"),
+        ({"seed": []}, "/seed", "`seed` must be a list of 1 to 2048 items, not 0; got []"),
+        ({"seed": [60, None]}, "/seed/1", f"`seed[1]` must be {ITEM}; got null"),
+        ({"seed": [5]}, "/seed/0", "`seed[0]` must be in [21, 108], the keys of the piano; got 5"),
+        ({"seed": [[60, [62]]]}, "/seed/0/1", "`seed[0][1]` must be a MIDI number or the name of a note; got [62]"),
+        ({"seed": [{"pich": 60}]}, "/seed/0/pitch", "`seed[0].pitch` is missing"),
+        ({"seed": [{"pitch": 60, "hand": "both"}]}, "/seed/0/hand", '`seed[0].hand` must be one of "right", "left"; got "both"'),
+        ({"seed": ["H4"]}, "/seed/0", f'`seed[0]` is "H4": {NO_NAME}'),
+        ({"seed": ["C9"]}, "/seed/0", '`seed[0]` is "C9": outside the piano, whose keys run from A0 to C8'),
+        ({"seed": [["C4", 60]]}, "/seed/0", "`seed[0]` strikes C4 (60) twice at 0 quarter notes"),
+        ({"seed": 1, "random_seed": 1}, "/random_seed", TWO_SEEDS),
+        ({"model": "other"}, "/model", '`model` must be one of "fake"; got "other"'),
+    ],
+)  # fmt: skip
+def test_refusals_point_at_the_field_and_say_what_is_wrong(client, fields, where, what):
+    assert (where, what) in refuse(client, fields)
+
+
+def test_all_fields_at_fault_are_named_at_once_but_not_endlessly(client):
+    several = refuse(client, {"length": 0, "temperature": 9, "min_p": 2})
+    assert {where for where, _ in several} == {"/length", "/temperature", "/min_p"}
+    assert len(refuse(client, {"seed": [None] * 100})) == 20
+    assert len(refuse(client, {"seed": ["H4"] * 100})) == 20
+
+
+def test_long_values_are_cut_in_messages(client):
+    ((_, what),) = refuse(client, {"length": "x" * 5000})
+    assert len(what) < 120
+
+
+@pytest.mark.parametrize(
+    ("query", "where", "what"),
+    [
+        ("length=abc", "/length", '`length` must be an integer; got "abc"'),
+        ("length=", "/length", '`length` must be an integer; got ""'),
+        ("length=1&length=1", "/length", "`length` must be given once"),
+        ("temperature=nan", "/temperature", '`temperature` must be a number; got "nan"'),
+        ("temperature=1e999", "/temperature", '`temperature` must be a number; got "1e999"'),
+        ("seed=[60]", "/seed", '`seed` must be an integer; got "[60]"'),
+        (
+            "seed=1&random_seed=1",
+            "/random_seed",
+            TWO_SEEDS,
+        ),
+        ("end=no", "/end", '`end` must be true or false; got "no"'),
+        ("sed=1", "/sed", "`sed` is not a field; did you mean `seed`?"),
+        ("length=" + "9" * 10_000, "/length", '`length` must be an integer; got "' + "9" * 58 + "…"),
+    ],
+)
+def test_query_parameters_are_refused_alike(client, query, where, what):
+    body = check_problem(client.get(f"/generate?{query}"), 422)
+    assert {"pointer": where, "detail": what} in body["errors"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b'{"length": NaN}',
+        b'{"length": 1e999}',
+        b"\xff\xfe",
+        b'"\\ud800"',
+        b"[" * 10_000,
+        b"\xef\xbb\xbf{}",
+        b"{} {}",
+    ],
+)
+def test_what_is_not_json_is_malformed(client, body):
+    problem = check_problem(client.post("/generate", data=body, **JSON), 400)
+    assert problem["errors"][0]["pointer"] == ""
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b"1", b'"seed"', b"true"])
+def test_json_that_is_no_object_is_refused(client, body):
+    problem = check_problem(client.post("/generate", data=body, **JSON), 422)
+    assert problem["errors"] == [{"pointer": "", "detail": f"the request must be an object of fields; got {body.decode()}"}]
+
+
+@pytest.mark.parametrize(
+    "media_type",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/json; charset=latin1", "x", ""],
+)
+def test_other_media_types_are_refused(client, media_type):
+    check_problem(client.post("/generate", data=b'{"length": 4}', content_type=media_type), 415)
+
+
+def test_compressed_bodies_are_refused(client):
+    check_problem(client.post("/generate", data=b"{}", headers={"Content-Encoding": "gzip"}, **JSON), 415)
+
+
+def test_a_body_over_the_limit_is_refused_with_or_without_its_length(client):
+    over, under = b" " * 19_999 + b"{}", b" " * 19_998 + b"{}"
+    assert client.post("/generate", data=under, **JSON).status_code == 200
+    check_problem(client.post("/generate", data=over, **JSON), 413)
+    for body, status in ((under, 200), (over, 413)):
+        chunked = {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True, "CONTENT_TYPE": "application/json"}
+        response = client.post("/generate", environ_overrides={**chunked, "HTTP_TRANSFER_ENCODING": "chunked"})
+        assert response.status_code == status
+
+
+def test_a_body_that_breaks_off_is_malformed(client):
+    body = {"wsgi.input": io.BytesIO(b"{"), "CONTENT_LENGTH": "9", "CONTENT_TYPE": "application/json"}
+    assert (
+        check_problem(client.post("/generate", environ_overrides=body), 400)["detail"] == "the body broke off after 1 of 9 bytes"
+    )
+
+
+class BrokenStream:
+    def __init__(self, error):
+        self.error = error
+
+    def read(self, size):
+        raise self.error
+
+
+def test_a_body_that_does_not_arrive_is_the_clients_fault(client):
+    from gunicorn.http.errors import ChunkMissingTerminator, InvalidChunkSize, NoMoreData
+
+    errors = {
+        BlockingIOError(): 408,
+        ConnectionResetError(): 400,
+        InvalidChunkSize(b"x"): 400,
+        ChunkMissingTerminator(b""): 400,
+        NoMoreData(): 400,
+    }
+    for error, status in errors.items():
+        body = {"wsgi.input": BrokenStream(error), "CONTENT_LENGTH": "9", "CONTENT_TYPE": "application/json"}
+        check_problem(client.post("/generate", environ_overrides=body), status)
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/*", "audio/midi;q=0", "audio/wav, text/plain", "nonsense"])
+def test_what_cannot_be_answered_is_not_acceptable(client, accept):
+    check_problem(client.get("/generate", headers={"Accept": accept}), 406)
+
+
+def test_unknown_paths_and_methods(client):
+    for path in ("/", "/generate/", "//generate", "/Generate", "/static/x", "/docs/../x", "/%00", "/%ff"):
+        check_problem(client.get(path), 404)
+    for path in ("/generate", "/models", "/livez", "/docs"):
+        response = client.delete(path)
+        check_problem(response, 405)
+        assert "GET" in response.headers["Allow"]
+    assert client.options("/generate").headers["Allow"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (EngineOverloaded("the queue is full"), 503),
+        (EngineFailed("it ended"), 503),
+        (GenerationTimeout("late"), 504),
+        (RuntimeError("a bug"), 500),
+    ],
+)
+def test_the_engines_errors_have_their_status(client, engine, error, status):
+    for place in ("failure", "outcome"):
+        setattr(engine, place, error)
+        response = client.post("/generate", json={})
+        body = check_problem(response, status)
+        assert ("Retry-After" in response.headers) == (status == 503)
+        assert "a bug" not in body["detail"]
+        engine.failure = engine.outcome = None
+
+
+def test_an_engine_that_does_not_answer_is_given_up_at_the_deadline(client, engine):
+    engine.stuck = True
+    check_problem(client.post("/generate", json={}), 504)
+    assert engine.cancelled.is_set()
+
+
+def test_not_ready_is_said_and_to_be_tried_again(client, engine):
+    assert client.get("/readyz").get_json() == {"status": "ready", "model": "fake", "provider": "cpu"}
+    engine.ready = False
+    response = client.get("/readyz")
+    check_problem(response, 503)
+    assert response.headers["Retry-After"] == "1"
+    assert client.get("/livez").status_code == 200
+
+
+def test_every_status_of_generate_is_documented():
+    assert DOCUMENTED == {200, 400, 406, 408, 413, 415, 422, 503, 504}
+
+
+# What could stand in a request: anything at all, and things that are nearly right.
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+PITCHES = st.integers(15, 115) | st.sampled_from(["C4", "do#5", "si3", "H2", "mib3", "A0", "C9"]) | ANYTHING
+NOTES = st.fixed_dictionaries(
+    {"pitch": PITCHES | st.lists(PITCHES, max_size=3)},
+    optional={
+        "start": st.floats(-1, 5000) | ANYTHING,
+        "duration": st.floats(0, 17) | ANYTHING,
+        "velocity": st.integers(0, 130) | ANYTHING,
+        "hand": st.sampled_from(["right", "left"]) | ANYTHING,
+    },
+)
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "seed": st.integers(-1, 2**54) | st.lists(PITCHES | st.lists(PITCHES, max_size=4) | NOTES, max_size=8) | ANYTHING,
+        "random_seed": st.integers(-1, 2**54) | ANYTHING,
+        "length": st.integers(0, 200) | ANYTHING,
+        "temperature": st.floats(0, 2) | ANYTHING,
+        "min_p": st.floats(0, 1) | ANYTHING,
+        "include_seed": st.booleans() | ANYTHING,
+        "end": st.booleans() | ANYTHING,
+        "model": st.just("fake") | ANYTHING,
+    },
+)
+FUZZ = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FUZZ
+@given(fields=FIELDS | ANYTHING, accept=st.sampled_from(["*/*", "application/json"]))
+def test_no_json_that_a_client_can_send_is_the_services_fault(client, fields, accept):
+    response = client.post("/generate", json=fields, headers={"Accept": accept})
+    if response.status_code != 200:
+        check_problem(response, response.status_code)
+    assert response.status_code in {200, 400, 422}  # 400: JSON of Python's that is none
+
+
+@FUZZ
+@given(fields=(FIELDS | ANYTHING).map(lambda fields: orjson.loads(json.dumps(fields))))
+def test_what_the_validator_refuses_is_explained_and_nothing_else(fields):
+    schema = CONTRACT.operations["generate"].schema
+    accepted = jsonschema_rs.Draft202012Validator(dict(schema)).is_valid(fields)
+    assert accepted == (next(explain(fields, schema, schema), None) is None)
+
+
+@FUZZ
+@given(
+    body=st.binary(max_size=200),
+    media_type=st.sampled_from(["application/json", "text/plain", ""]) | st.text('abc/;=" ,*', max_size=12),
+)
+def test_no_bytes_that_a_client_can_send_are_the_services_fault(client, body, media_type):
+    assert client.post("/generate", data=body, content_type=media_type).status_code in DOCUMENTED - {503, 504}
+
+
+@FUZZ
+@given(query=st.text("seedlngth=&%+0123456789.-[]", max_size=30), accept=st.text("audiomx/*;q=.0123456789, ", max_size=20))
+def test_no_query_that_a_client_can_send_is_the_services_fault(client, query, accept):
+    assert client.get("/generate", query_string=query, headers={"Accept": accept}).status_code in {200, 406, 422}

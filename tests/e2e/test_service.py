@@ -1,0 +1,294 @@
+"""gunicorn and the shipped model over a real socket: the files that clients get, and the clients that misbehave."""
+
+import io
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import httpx
+import mido
+import pretty_midi
+import pytest
+import symusic
+
+ROOT = Path(__file__).resolve().parents[2]
+JSON = {"Accept": "application/json"}
+CLIENT_TIMEOUT_S = 120  # of a test that would otherwise hang; no test asserts a time
+
+
+class Service:
+    """A running service: its process, and a client of it."""
+
+    def __init__(self, process: subprocess.Popen, port: int) -> None:
+        self.process, self.port = process, port
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=CLIENT_TIMEOUT_S)
+
+    def compose(self, headers=None, **fields):
+        return self.http.post("/generate", json=fields, headers=headers)
+
+    def notes(self, **fields):
+        response = self.compose(JSON, **fields)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=CLIENT_TIMEOUT_S)
+
+    def send(self, data: bytes) -> httpx.Response:
+        """Send raw bytes, and read the answer until the service closes the connection."""
+        with self.connect() as connection:
+            connection.sendall(data)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        status, *lines = head.decode("latin1").split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        return httpx.Response(int(status.split()[1]), headers=headers, content=body)
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(log: Path, **settings):
+    port = free_port()
+    environment = {**os.environ, "HOST": "127.0.0.1", "PORT": str(port), **settings}
+    command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]
+    with log.open("w") as errors, subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout.readline().startswith("Nocturne is ready: curl"), log.read_text()
+            service = Service(process, port)
+            with service.http:
+                yield service
+        finally:
+            process.terminate()
+            process.wait(CLIENT_TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    log = tmp_path_factory.mktemp("service") / "errors.log"
+    with running(log) as service:
+        yield service
+    assert "Traceback" not in log.read_text()
+
+
+def test_the_answer_is_a_file_that_every_player_opens(service, tmp_path):
+    path = tmp_path / "melody.mid"
+    path.write_bytes(service.compose(seed=42, length=64, end=False).content)
+    pitches = sorted(note.pitch for track in symusic.Score(path).tracks for note in track.notes)
+    assert len(pitches) == 64
+    assert 21 <= pitches[0] <= pitches[-1] <= 108
+    by_pretty_midi = pretty_midi.PrettyMIDI(str(path))
+    assert sorted(note.pitch for part in by_pretty_midi.instruments for note in part.notes) == pitches
+    for track in mido.MidiFile(path).tracks:
+        sounding = {}
+        for message in track:
+            if message.type in ("note_on", "note_off"):
+                key = message.channel, message.note
+                sounding[key] = sounding.get(key, 0) + (1 if message.type == "note_on" and message.velocity else -1)
+        assert not any(sounding.values()), "a note is left hanging"
+
+
+def test_get_and_post_compose_the_same_bytes_again_and_again(service):
+    first = service.compose(seed=42, length=64)
+    assert first.status_code == 200
+    assert first.headers["Content-Type"] == "audio/midi"
+    assert first.headers["Nocturne-Seed"] == "42"
+    assert service.compose(seed=42, length=64).content == first.content
+    assert service.http.get("/generate?seed=42&length=64").content == first.content
+    assert service.compose(seed=43, length=64).content != first.content
+
+
+def test_a_crowd_gets_what_each_gets_alone(service):
+    asked = [
+        {"seed": seed, "length": 20 + 7 * seed, "temperature": seed % 3 / 2, "min_p": 0.01 * seed, "end": seed % 2 == 0}
+        for seed in range(20)
+    ]
+    alone = [service.compose(**fields).content for fields in asked]
+    with ThreadPoolExecutor(20) as crowd:
+        assert list(crowd.map(lambda fields: service.compose(**fields).content, asked)) == alone
+
+
+def test_a_melody_is_continued_exactly(service):
+    melody = [
+        {"pitch": "E4", "start": 0, "duration": 1, "velocity": 81, "hand": "right"},
+        {"pitch": "C3", "start": 0, "duration": 2.5, "velocity": 50, "hand": "left"},
+        {"pitch": "G4", "start": 1, "duration": 1 / 3, "velocity": 33, "hand": "right"},
+    ]
+    told = service.notes(seed=melody, random_seed=7, length=30, end=False)
+    keys = ("pitch", "start", "duration", "velocity", "hand")
+    given = [tuple(note[key] for key in keys) for note in told["notes"] if note["seed"]]
+    assert given == [(48, 0, 2.5, 50, "left"), (64, 0, 1, 81, "right"), (67, 1, 0.33333, 33, "right")]
+    composed = [note for note in told["notes"] if not note["seed"]]
+    assert len(composed) == told["notes_composed"] == 30
+    assert composed[0]["start"] >= 1
+    rest = service.notes(seed=melody, random_seed=7, length=30, end=False, include_seed=False)
+    assert [note["pitch"] for note in rest["notes"]] == [note["pitch"] for note in composed]
+    assert service.notes(seed=[*melody, "B4"], random_seed=7, length=30, end=False)["notes"][4:] != composed
+
+
+def test_exactly_length_notes_are_composed_where_the_piece_may_not_end(service):
+    for length in (1, 17, 400):
+        told = service.notes(seed=length, length=length, end=False)
+        assert (len(told["notes"]), told["notes_composed"], told["ended"]) == (length, length, False)
+
+
+def test_a_piece_that_ended_says_so(service):
+    for seed in range(5):
+        told = service.notes(seed=seed, length=300)
+        assert told["ended"] == (told["notes_composed"] < 300)
+
+
+def test_temperature_0_needs_no_luck_and_one_note_is_not_repeated(service):
+    one, other = (service.notes(seed=seed, length=40, temperature=0, end=False)["notes"] for seed in (1, 2))
+    assert one == other
+    pitches = [note["pitch"] for note in service.notes(seed=1, length=200, end=False)["notes"]]
+    assert len(set(pitches)) > 10
+
+
+def test_the_rest_of_the_contract_answers(service):
+    for path in ("/models", "/livez", "/readyz", "/openapi.yaml", "/docs"):
+        assert service.http.get(path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        (b'{"seed": 42, "length": 64', "application/json", 400),
+        (b'{"seed": NaN}', "application/json", 400),
+        (b'{"temperature": 7}', "application/json", 422),
+        (b'{"lenght": 7}', "application/json", 422),
+        (b'{"seed": ["H4"]}', "application/json", 422),
+        (b"seed=1", "application/x-www-form-urlencoded", 415),
+        (b" " * (2**20 + 1), "application/json", 413),
+    ],
+)
+def test_bad_requests_are_answered_as_problems(service, content, content_type, status):
+    response = service.http.post("/generate", content=content, headers={"Content-Type": content_type})
+    assert (response.status_code, response.headers["Content-Type"]) == (status, "application/problem+json")
+    assert response.json()["status"] == status
+
+
+def chunked(body: bytes, size: int = 60_000) -> bytes:
+    head = (
+        b"POST /generate HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    chunks = (body[i : i + size] for i in range(0, len(body), size))
+    return head + b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n\r\n"
+
+
+def test_chunked_bodies_are_read_to_the_limit_and_not_beyond(service):
+    body = json.dumps({"seed": 42, "length": 8}).encode()
+    assert service.send(chunked(body, 5)).content == service.compose(seed=42, length=8).content
+    assert service.send(chunked(body.ljust(2**20))).status_code == 200
+    refused = service.send(chunked(body.ljust(2**20 + 1)))
+    assert (refused.status_code, refused.json()["status"]) == (413, 413)
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (b"GET /generate HTTP/1.1\r\nHost: x\r\nBad Header: x\r\n\r\n", 400),
+        (b"GET /generate?" + b"a" * 9000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: x\r\n" % i for i in range(200)) + b"\r\n", 431),
+        (chunked(b"{}").replace(b"2\r\n{}", b"zz\r\n{}"), 400),
+        (chunked(b"{}").replace(b"{}\r\n", b"{}xx"), 400),
+        (b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: [\r\nConnection: close\r\n\r\n", 404),
+        (b"GET /%%%%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 404),
+    ],
+    ids=["line", "version", "header", "long line", "many headers", "chunk size", "chunk end", "length", "host", "path"],
+)
+def test_broken_http_is_the_clients_fault_and_told_in_the_same_shape(service, data, status):
+    response = service.send(data)
+    assert (response.status_code, response.headers["Content-Type"]) == (status, "application/problem+json")
+    assert response.json()["status"] == status
+    assert service.http.get("/livez").status_code == 200
+
+
+def request_bytes(**fields) -> bytes:
+    body = json.dumps(fields).encode()
+    return b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+
+
+@pytest.mark.slow
+def test_half_sent_requests_are_given_up(service):
+    with service.connect() as connection, io.BytesIO() as answer:
+        connection.sendall(request_bytes(seed=1)[:-3])
+        while data := connection.recv(65536):
+            answer.write(data)
+        assert answer.getvalue().startswith(b"HTTP/1.1 408 ")
+
+
+def test_clients_that_leave_free_their_slots(tmp_path):
+    with running(tmp_path / "log", NOCTURNE_SLOTS="1", NOCTURNE_QUEUE="100") as service:
+        for seed in range(60):  # an hour of music for the one slot
+            with service.connect() as connection:
+                connection.sendall(request_bytes(seed=seed, length=4096, end=False))
+        assert service.compose(seed=1, length=4).status_code == 200
+
+
+def test_a_full_queue_is_said_at_once_and_nothing_else_is_refused(tmp_path):
+    with running(tmp_path / "log", NOCTURNE_SLOTS="1", NOCTURNE_QUEUE="1") as service, ThreadPoolExecutor(16) as crowd:
+        answers = list(crowd.map(lambda seed: service.compose(seed=seed, length=800, end=False), range(16)))
+        assert {answer.status_code for answer in answers} == {200, 503}
+        for refused in (answer for answer in answers if answer.status_code == 503):
+            assert refused.headers["Retry-After"]
+            assert refused.headers["Content-Type"] == "application/problem+json"
+
+
+def test_a_deadline_that_passes_is_said(tmp_path):
+    with running(tmp_path / "log", NOCTURNE_SLOTS="1", NOCTURNE_DEADLINE_S="1") as service, ThreadPoolExecutor(50) as crowd:
+        answers = list(crowd.map(lambda seed: service.compose(seed=seed, length=4096, end=False), range(50)))
+        assert {answer.status_code for answer in answers} <= {200, 504}
+        assert any(answer.status_code == 504 for answer in answers)
+
+
+def test_sigterm_lets_what_is_under_way_come_to_its_end(tmp_path):
+    with running(tmp_path / "log") as service, service.connect() as connection, io.BytesIO() as answer:
+        assert service.http.get("/livez").status_code == 200
+        connection.sendall(request_bytes(seed=1, length=4096, end=False))
+        select.select([connection], [], [], 0.3)  # enough for gunicorn to take the request
+        service.process.send_signal(signal.SIGTERM)
+        while data := connection.recv(65536):
+            answer.write(data)
+        assert answer.getvalue().startswith(b"HTTP/1.1 200 ")
+        assert b"Nocturne-Notes: 4096" in answer.getvalue()
+        assert service.process.wait(CLIENT_TIMEOUT_S) == 0
+        with pytest.raises(ConnectionRefusedError):
+            service.connect()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"NOCTURNE_SLOT": "1"}, "`NOCTURNE_SLOT` is not a setting; did you mean `NOCTURNE_SLOTS`?"),
+        ({"NOCTURNE_MODEL": "none"}, "`NOCTURNE_MODEL` must be one of"),
+        ({"NOCTURNE_MODEL_DIR": "/nowhere"}, "`NOCTURNE_MODEL_DIR` must be a folder with exported models (*.onnx); got /nowhere"),
+    ],
+)
+def test_a_start_that_cannot_succeed_ends_with_one_sentence(settings, message):
+    command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]
+    environment = {**os.environ, "PORT": str(free_port()), **settings}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S)
+    assert ended.returncode != 0
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,86 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from service.config import SPARE_THREADS, InvalidSetting, ServiceConfig
+
+
+def read(**environment: str) -> ServiceConfig:
+    return ServiceConfig.from_environment(environment)
+
+
+def test_defaults_hold_where_nothing_is_set_or_the_value_is_empty():
+    assert read() == read(NOCTURNE_SLOTS="", PATH="/bin") == ServiceConfig()
+    assert ServiceConfig().bind == "127.0.0.1:8000"
+
+
+def test_every_variable_is_read():
+    given = {
+        "HOST": "::1", "PORT": "9000", "NOCTURNE_MODEL_DIR": "/models", "NOCTURNE_MODEL": "piano", "NOCTURNE_PROVIDER": "cpu",
+        "NOCTURNE_SLOTS": "4", "NOCTURNE_QUEUE": "8", "NOCTURNE_CHUNK": "2", "NOCTURNE_DEADLINE_S": "5",
+        "NOCTURNE_MAX_BODY_BYTES": "2048", "NOCTURNE_THREADS": "20",
+    }  # fmt: skip
+    assert read(**given) == ServiceConfig("::1", 9000, Path("/models"), "piano", "cpu", 4, 8, 2, 5, 2048, 20)
+    assert read(**given).bind == "[::1]:9000"
+    assert set(given) == {field.metadata["variable"] for field in fields(ServiceConfig)}
+
+
+def test_every_setting_says_its_unit_and_its_reason():
+    for field in fields(ServiceConfig):
+        assert field.metadata["unit"], field.name
+        assert field.metadata["why"], field.name
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("PORT", "http", "`PORT` must be a whole number in [1, 65535]; got http"),
+        ("PORT", "65536", "`PORT` must be a whole number in [1, 65535]; got 65536"),
+        ("NOCTURNE_SLOTS", "0", "`NOCTURNE_SLOTS` must be a whole number in [1, 1024]; got 0"),
+        ("NOCTURNE_SLOTS", "1.5", "`NOCTURNE_SLOTS` must be a whole number in [1, 1024]; got 1.5"),
+        ("NOCTURNE_SLOTS", "9" * 9999, "`NOCTURNE_SLOTS` must be a whole number in [1, 1024]; got 999"),
+        ("NOCTURNE_PROVIDER", "tpu", "`NOCTURNE_PROVIDER` must be one of auto, cpu, cuda; got tpu"),
+        ("NOCTURNE_SLOT", "1", "`NOCTURNE_SLOT` is not a setting; did you mean `NOCTURNE_SLOTS`?"),
+        (
+            "NOCTURNE_THREADS",
+            "288",
+            "`NOCTURNE_THREADS` must be more than NOCTURNE_QUEUE and NOCTURNE_SLOTS together (288); got 288",
+        ),
+    ],
+)
+def test_bad_values_are_refused_with_variable_limit_and_value(variable, value, message):
+    with pytest.raises(InvalidSetting) as caught:
+        read(**{variable: value})
+    assert str(caught.value).startswith(message)
+
+
+def test_threads_follow_queue_and_slots():
+    assert read(NOCTURNE_QUEUE="1000", NOCTURNE_SLOTS="10").threads == 1010 + SPARE_THREADS
+
+
+def test_variables_that_kubernetes_injects_for_a_service_of_our_name_are_no_settings():
+    injected = {
+        "NOCTURNE_SERVICE_HOST": "10.0.0.1",
+        "NOCTURNE_SERVICE_PORT": "80",
+        "NOCTURNE_SERVICE_PORT_HTTP": "80",
+        "NOCTURNE_PORT": "tcp://10.0.0.1:80",
+        "NOCTURNE_PORT_80_TCP_ADDR": "10.0.0.1",
+    }
+    assert read(**injected) == ServiceConfig()
+
+
+def test_the_model_is_the_only_one_or_the_one_named(tmp_path):
+    def path(name: str = "") -> Path:
+        return ServiceConfig(model_dir=tmp_path, model=name).model_path()
+
+    with pytest.raises(InvalidSetting, match=r"`NOCTURNE_MODEL_DIR` must be a folder with exported models"):
+        path()
+    (tmp_path / "a.onnx").touch()
+    assert path() == path("a") == tmp_path / "a.onnx"
+    (tmp_path / "b.onnx").touch()
+    assert path("b") == tmp_path / "b.onnx"
+    with pytest.raises(InvalidSetting, match="must be one of a, b; it is not set"):
+        path()
+    with pytest.raises(InvalidSetting, match=r"must be one of a, b; got \.\./a"):
+        path("../a")
