@@ -18,7 +18,7 @@ help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 serve: $(VENV)/.core  ## install the service and run it on http://$HOST:$PORT
-	$(bin)/gunicorn -c service/gunicorn.conf.py "service.web.wsgi:app"
+	$(bin)/gunicorn -c service/gunicorn.conf.py
 
 setup: $(VENV)/.all  ## install everything, training and development included
 

@@ -104,8 +104,8 @@ def score_exported(model: OnnxModel, dataset: Dataset, *, with_conditions: bool,
         for window in windows:
             chunk, times = forced_chunk(window, times)
             _, state, probabilities = model.run(chunk, state)
-            mask = window.mask.numpy().T[..., None]
-            nats[indices] -= (np.log(probabilities.astype(np.float64)) * mask).sum(axis=1)
+            certain = np.where(window.mask.numpy().T[..., None], probabilities, 1.0)  # padding costs nothing
+            nats[indices] -= np.log(certain.astype(np.float64)).sum(axis=1)
     return Score(nats, _count_notes(dataset))
 
 
