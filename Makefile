@@ -53,6 +53,7 @@ export: $(VENV)/.all  ## RUN -> MODEL.onnx and its card
 bench: $(VENV)/.all  ## speed and exactness, as ratios and bounds
 	$(bin)/python -m bench.representation
 	$(bin)/python -m bench.engine
+	$(bin)/python -m bench.lstm
 
 image:  ## build the container image (GPU=1 adds CUDA)
 	docker build --build-arg GPU=$(or $(GPU),0) -t nocturne .

@@ -6,7 +6,7 @@ import torch
 from service.music.representation import CONTROL, DURATIONS, FIELDS, Control, encode_piece
 from torch import nn
 from training.batches import Augmentation, WindowStream, augment, make_batch, prepare_piece, whole_pieces
-from training.lstm import CUDNN_ORDER, LSTMLayer
+from training.lstm import TORCH_ORDER, LSTMLayer
 from training.model import LAST_FIELDS, MAX_HELD, Network, field_losses, running_values
 from training.scoring import score_dataset
 
@@ -18,7 +18,7 @@ def test_layer_and_its_gradients_equal_torchs() -> None:
     ours, theirs = LSTMLayer(10, 8), nn.LSTM(10, 8)
 
     def reordered(weight: torch.Tensor) -> torch.Tensor:
-        return torch.cat([weight.chunk(4)[i] for i in CUDNN_ORDER])
+        return torch.cat([weight.chunk(4)[i] for i in TORCH_ORDER])
 
     with torch.no_grad():
         theirs.weight_ih_l0.copy_(reordered(ours.weight_x))
