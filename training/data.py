@@ -141,8 +141,8 @@ def load_dataset(path: Path) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             header: dict[str, Any] = json.loads(str(arrays["header"]))
-            offsets, starts = arrays["offsets"], arrays["start_positions"].tolist()
-            columns = [arrays[n].astype(np.int32) for n in ("tokens", "positions", "metres")]
+            offsets, starts = arrays["offsets"].tolist(), arrays["start_positions"].tolist()
+            tokens, positions, metres = (arrays[name].astype(np.int32) for name in ("tokens", "positions", "metres"))
     except FileNotFoundError as error:
         raise InvalidDataset(f"{path} does not exist; make it with `python -m training prepare`") from error
     except Exception as error:  # zipfile, zlib, numpy and json each raise their own for a broken file
@@ -153,7 +153,7 @@ def load_dataset(path: Path) -> Dataset:
             f"{path} was prepared for representation {version}, this is {REPRESENTATION_VERSION}: prepare it again"
         )
     pieces = tuple(
-        EncodedPiece(*(column[a:b] for column in columns), start)
-        for a, b, start in zip(offsets[:-1].tolist(), offsets[1:].tolist(), starts, strict=True)
+        EncodedPiece(tokens[a:b], positions[a:b], metres[a:b], start)
+        for a, b, start in zip(offsets[:-1], offsets[1:], starts, strict=True)
     )
     return Dataset(pieces, tuple(PieceInfo(**row) for row in header["pieces"]), header["conditions"])

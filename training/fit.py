@@ -251,7 +251,11 @@ def _validate(run: _Run, valid: Dataset, config: FitConfig, product: torch.dtype
                 "network": run.average.state_dict(),
                 "history": run.history,
                 "commit": run.commit,
-                "trained_with": {"torch": str(torch.__version__), "machine": platform.machine(), "python": platform.python_version()},
+                "trained_with": {
+                    "torch": str(torch.__version__),
+                    "machine": platform.machine(),
+                    "python": platform.python_version(),
+                },
                 "training": training_summary(run.stream),
             },
         )

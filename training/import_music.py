@@ -1,7 +1,7 @@
 """Every kind of music file to a `Piece`, by the ending of its name; folders of them; and public data sets.
 
-MIDI is read by the service's own reader, MusicXML and the downloads of data sets by muspy, ABC and **kern by music21; the last two
-are imported when needed only. Pitches are left as they are: whoever encodes a piece looks after the range of the piano.
+MIDI is read by the service's own reader, MusicXML and the downloads of data sets by muspy, ABC and **kern by music21; the last
+two are imported when needed only. Pitches are left as they are: whoever encodes a piece looks after the range of the piano.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from training.prepare import Source
 
 MIDI_ENDINGS = (".mid", ".midi", ".kar")
 MUSICXML_ENDINGS = (".xml", ".musicxml", ".mxl")
-ENDINGS = (*MIDI_ENDINGS, *MUSICXML_ENDINGS, ".abc", ".krn")
+ENDINGS = (*MUSICXML_ENDINGS, ".krn", ".abc", *MIDI_ENDINGS)  # of one work in several formats, the first is taken
 
 CORPUS = "music21"
 # The data sets that muspy can fetch and that hold notes; its "haydn" has harmonies only.
@@ -89,10 +89,19 @@ def file_sources(folder: Path, paths: list[Path], **known: str) -> list[Source]:
     sources = []
     for path in paths:
         name = path.relative_to(folder).as_posix()
-        tunes = len(split_tunes(read_abc_text(path))) if path.suffix.lower() == ".abc" else 1
+        tunes = _tunes(path)
         for tune in range(tunes):
             sources.append(Source(f"{name}#{tune + 1}" if tunes > 1 else name, _TuneReader(path, tune), **known))
     return sources
+
+
+def _tunes(path: Path) -> int:
+    if path.suffix.lower() != ".abc":
+        return 1
+    try:
+        return len(split_tunes(read_abc_text(path)))
+    except OSError:
+        return 1  # whoever reads it will learn the reason
 
 
 def dataset_sources(name: str, downloads: Path = Path("data")) -> list[Source]:
@@ -135,8 +144,15 @@ def _corpus_sources(collection: str) -> list[Source]:
         raise InvalidDataset(f"music21's corpus has no folder {collection!r}; it has {', '.join(collections)}")
     sources = []
     for one in [collection] if collection else collections:
-        sources += file_sources(folder, list_music_files(folder / one), pack=CORPUS)
+        # Some works are there in two formats; one would teach what the other is to test.
+        works = {path.with_suffix(""): path for path in sorted(list_music_files(folder / one), key=_preference)}
+        sources += file_sources(folder, sorted(works.values()), pack=CORPUS)
     return sources
+
+
+def _preference(path: Path) -> int:
+    """Return a higher number for the format to be taken of several."""
+    return -ENDINGS.index(path.suffix.lower())
 
 
 def _fetch(name: str, folder: Path) -> None:
@@ -150,6 +166,8 @@ def _fetch(name: str, folder: Path) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # muspy reports there, where our results go
             kind(folder, **fetch)
     except Exception as error:  # no network, a dead address, a wrong checksum, a full disk
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # if nothing came
         raise InvalidDataset(f"the data set {name!r} cannot be fetched: {error or type(error).__name__}") from error
 
 

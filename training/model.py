@@ -10,7 +10,7 @@ The grammar (which values can follow in a token) is part of the network: impossi
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from service.music.representation import (
     CONTROL,
-    FIELDS,
     DURATIONS,
+    FIELDS,
     MAX_BAR,
     MAX_SHIFT,
     REPRESENTATION_VERSION,
@@ -182,11 +182,11 @@ class Network(nn.Module):
         logits = {}
         for name in FIELDS:
             z = starts[name]
-            for before, embedding in self.drawn_embeddings[name].items():
+            for before, embedding in cast(nn.ModuleDict, self.drawn_embeddings[name]).items():
                 z = z + embedding(drawn[before])
             if name in self.head_positions:
                 z = z + self.head_positions[name](batch.target_position)
-            if name in self.head_lasts:
+            if name in last:
                 z = z + self.head_lasts[name](last[name])
             z = torch.relu(z)
             scores = self.outputs[name](z).float()

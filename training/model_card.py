@@ -53,7 +53,7 @@ def write_model_card(path: Path, metadata: Mapping[str, Any], content: Mapping[s
         f"{best['seconds'] / 3600:.2f} hours); "
         f"AdamW at {fit['learning_rate']}, weights averaged with decay {fit['ema']}, the best by validation kept. "
         f"Commit `{metadata['commit']}`, PyTorch {content['trained_with']['torch']}, training file `{content['data']}`.",
-        "## What it can be asked",
+        "## What it knows beside the notes",
         "; ".join(f"{name}: {len(values) - 1} values" for name, values in metadata["conditions"].items())
         + ". Each may be left open. Times lie on a grid of 24 steps a quarter note; the longest note is 16 quarter notes.",
         "## Limits",

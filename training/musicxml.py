@@ -1,8 +1,9 @@
 """MusicXML files to pieces, through muspy.
 
-muspy 0.5 puts both staves of a piano into one track, loses the beat where the last voice of a bar is short, and lets a tie that
-ends nowhere swallow a later note. So a file is first written anew: a part for every staff, every note at a stated place, every
-bar as long in one part as in the others. Grace and cue notes are left out. Knows no other format; imports muspy when used.
+muspy 0.5 puts both staves of a piano into one track, loses the beat where the last voice of a bar is short, lets a tie that ends
+nowhere swallow a later note, and plays the middle bars of a first ending twice. So a file is first written anew: a part for every
+staff, every note at a stated place, every bar as long in one part as in the others, every bar of an ending marked as one. Grace
+and cue notes are left out. Knows no other format; imports muspy when used.
 """
 
 import tempfile
@@ -45,7 +46,13 @@ class _Placed(NamedTuple):
 
 class _Bar(NamedTuple):
     items: list[_Placed]
-    length: Fraction  # to where its last voice or its longest ends
+    length: Fraction  # to where its longest voice ends
+    plays: bool  # whether it has a note; the rest of a bar that has none is often written too long
+
+    @property
+    def rank(self) -> tuple[bool, Fraction]:
+        """Which of the parts' bars says how long the bar is: the greatest."""
+        return self.plays, self.length
 
 
 def read_musicxml(path: Path) -> Piece:
@@ -97,7 +104,8 @@ def _repaired(root: Element) -> Element:
     parts = [_bars(part) for part in root.findall("part")]
     if not parts or len({len(bars) for bars in parts}) != 1:
         raise InvalidMusic("the parts of the MusicXML score have different numbers of bars")
-    lengths = [max(bar.length for bar in bars) for bars in zip(*parts, strict=True)]
+    lengths = [max(bars, key=lambda bar: bar.rank).length for bars in zip(*parts, strict=True)]
+    endings = _endings(parts[0])
     score = ET.Element("score-partwise")
     score.extend(root.findall("work") + root.findall("movement-title") + root.findall("identification"))
     part_list = ET.SubElement(score, "part-list")
@@ -106,10 +114,13 @@ def _repaired(root: Element) -> Element:
             name = f"P{len(part_list)}"
             ET.SubElement(ET.SubElement(part_list, "score-part", id=name), "part-name").text = name
             part = ET.SubElement(score, "part", id=name)
-            joined = _tie_ends(bars, lengths, staff)
+            struck = _struck(bars, lengths, staff)
             start = Fraction(0)
-            for bar, length in zip(bars, lengths, strict=True):
-                part.append(_measure(bar, length, staff, start, joined))
+            for bar, length, ending in zip(bars, lengths, endings, strict=True):
+                measure = _measure(bar, length, staff, start, struck)
+                if ending:
+                    ET.SubElement(ET.SubElement(measure, "barline"), "ending", number=ending)
+                part.append(measure)
                 start += length
     return score
 
@@ -137,8 +148,20 @@ def _bars(part: Element) -> list[_Bar]:
             elif element.tag in _KEPT_AT_THEIR_PLACE:
                 items.append(_Placed(now, Fraction(0), element))
             end = max(end, now)
-        bars.append(_Bar(items, end))
+        bars.append(_Bar(items, end, any(item.element.tag == "note" for item in items)))
     return bars
+
+
+def _endings(bars: list[_Bar]) -> list[str]:
+    """Return for each bar the numbers of the ending that it belongs to, or ""; a file marks the first and the last bar only."""
+    found, current = [], ""
+    for bar in bars:
+        marks = [ending for item in bar.items for ending in item.element.findall("ending")]
+        current = next((m.get("number", "") for m in marks if m.get("type") == "start"), current)
+        found.append(current)
+        if any(m.get("type") != "start" for m in marks):
+            current = ""
+    return found
 
 
 def _staff(item: _Placed) -> str:
@@ -150,25 +173,21 @@ def _staves(bars: list[_Bar]) -> list[str]:
     return sorted({_staff(item) for bar in bars for item in bar.items if item.element.tag == "note"}, key=lambda s: (len(s), s))
 
 
-def _ties(item: _Placed) -> set[str]:
-    return {tie.get("type", "") for tie in item.element.findall("tie")}
-
-
 def _pitch(item: _Placed) -> tuple[str | None, ...]:
     return tuple(item.element.findtext(f"pitch/{name}") for name in ("step", "alter", "octave"))
 
 
-def _tie_ends(bars: list[_Bar], lengths: list[Fraction], staff: str) -> set[tuple[Any, ...]]:
-    """Return time and pitch of every note of a staff that continues a tie."""
+def _struck(bars: list[_Bar], lengths: list[Fraction], staff: str) -> set[tuple[Any, ...]]:
+    """Return time and pitch of every note of a staff."""
     found = set()
     start = Fraction(0)
     for bar, length in zip(bars, lengths, strict=True):
-        found |= {(start + i.start, _pitch(i)) for i in bar.items if "stop" in _ties(i) and _staff(i) == staff}
+        found |= {(start + i.start, _pitch(i)) for i in bar.items if i.element.tag == "note" and _staff(i) == staff}
         start += length
     return found
 
 
-def _measure(bar: _Bar, length: Fraction, staff: str, start: Fraction, joined: set[tuple[Any, ...]]) -> Element:
+def _measure(bar: _Bar, length: Fraction, staff: str, start: Fraction, struck: set[tuple[Any, ...]]) -> Element:
     """Return a bar of one staff. Between its items stand moves to where the next one is, so that muspy need not infer it."""
     measure = ET.Element("measure")
     now = Fraction(0)
@@ -178,13 +197,14 @@ def _measure(bar: _Bar, length: Fraction, staff: str, start: Fraction, joined: s
         measure.extend(_move(item.start - now))
         now = item.start + item.length
         if item.element.tag != "note":
-            measure.append(_without(item.element, "divisions"))
+            measure.append(_without(item.element, "divisions", "ending"))
             continue
-        tied = (start + now, _pitch(item)) in joined
         note = ET.SubElement(measure, "note")
         note.extend(item.element.findall("pitch"))
         ET.SubElement(note, "duration").text = str(round(item.length * _DIVISIONS))
-        note.extend(tie for tie in item.element.findall("tie") if tied or tie.get("type") == "stop")
+        # Some programs write no end of a tie, others a beginning where there is no tie: what counts is that the key goes on.
+        if any(tie.get("type") == "start" for tie in item.element.findall("tie")) and (start + now, _pitch(item)) in struck:
+            ET.SubElement(note, "tie", type="start")
     measure.extend(_move(length - now))
     attributes = ET.Element("attributes")
     ET.SubElement(attributes, "divisions").text = str(_DIVISIONS)
@@ -192,9 +212,9 @@ def _measure(bar: _Bar, length: Fraction, staff: str, start: Fraction, joined: s
     return measure
 
 
-def _without(element: Element, tag: str) -> Element:
+def _without(element: Element, *tags: str) -> Element:
     copy = ET.Element(element.tag, element.attrib)
-    copy.extend(child for child in element if child.tag != tag)
+    copy.extend(child for child in element if child.tag not in tags)
     return copy
 
 

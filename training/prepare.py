@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -77,10 +77,10 @@ def manifest_sources(folder: Path, manifest: Path) -> list[Source]:
 
 
 def folder_sources(folder: Path) -> list[Source]:
-    """Return every music file under a folder, at any depth."""
-    from training.import_music import list_music_files
+    """Return every music file under a folder, at any depth; an ABC file gives a source for each of its tunes."""
+    from training.import_music import file_sources, list_music_files
 
-    return [Source(str(path.relative_to(folder)), _FileReader(path)) for path in list_music_files(folder)]
+    return file_sources(folder, list_music_files(folder))
 
 
 def prepare(sources: Iterable[Source], processes: int, progress: Callable[[Summary], None]) -> tuple[Dataset, Summary]:
@@ -186,7 +186,7 @@ def fold_into_piano(piece: Piece) -> tuple[Piece, int]:
         return piece, 0
     notes = piece.notes.copy()
     notes["pitch"] += 12 * (below - above)
-    return Piece(**{**vars(piece), "notes": sort_notes(notes)}), moved
+    return replace(piece, notes=sort_notes(notes)), moved
 
 
 def _split_of(name: str) -> str:

@@ -71,7 +71,7 @@ VELOCITIES = np.concatenate([[0], np.arange(2, 128, 4)])
 # Eighteen steps to a doubling keep the error of the nearest one under 2 %; 120 quarter notes per minute is exact, and with it
 # 15, 30, 60, 240 and 480. Index 0 is "none".
 TEMPO_STEPS_PER_DOUBLING = 18
-_LOWEST_TEMPO, _HIGHEST_TEMPO = -66, 36  # 9.4 and 480 quarter notes per minute
+_LOWEST_TEMPO, _HIGHEST_TEMPO = -71, 36  # 7.8 and 480 quarter notes per minute: the piano data goes down to 8.0
 TEMPOS = np.concatenate([[0.0], DEFAULT_QPM * 2 ** (np.arange(_LOWEST_TEMPO, _HIGHEST_TEMPO + 1) / TEMPO_STEPS_PER_DOUBLING)])
 
 VOCABULARY = NoteToken(

@@ -5,6 +5,7 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import wait
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_composed_notes_are_playable(model: OnnxModel) -> None:
             until[pitch] = time_ + duration
         pedal = tokens[(tokens[:, 1] == CONTROL), 2].tolist()
         assert all(kind in (Control.PEDAL_DOWN, Control.PEDAL_UP) for kind in pedal)
-        assert all(a != b for a, b in zip(pedal, pedal[1:], strict=False)), "the pedal goes down and up in turn"
+        assert all(a != b for a, b in pairwise(pedal)), "the pedal goes down and up in turn"
 
 
 def test_it_is_music_and_not_one_note(model: OnnxModel) -> None:
@@ -105,7 +106,7 @@ def test_it_is_music_and_not_one_note(model: OnnxModel) -> None:
         assert most < 0.5 * len(notes), "one pitch makes up most of the piece"
         assert len(set(notes["pitch"].tolist())) >= 8
         longest = run = 1
-        for a, b in zip(notes["pitch"].tolist(), notes["pitch"].tolist()[1:], strict=False):
+        for a, b in pairwise(notes["pitch"].tolist()):
             run = run + 1 if a == b else 1
             longest = max(longest, run)
         assert longest <= 24

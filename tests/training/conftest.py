@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from service.music.piece import NOTE, PEDAL, TEMPO, Hand, Piece, TimeSignature, records, sort_notes
 from service.music.representation import encode_piece
 from training.data import Dataset, PieceInfo, condition_values, save_dataset
@@ -25,9 +26,7 @@ def make_piece(seed: int, bars: int = 8) -> Piece:
         notes += [(start, tonic - 24 + step, signature.bar_ticks, 50, Hand.LEFT) for step in (0, 7)]
     pedals = [(pickup, True), (pickup + 48, False)]
     tempos = [(0, 120.0), (time // 2, 90.0)]
-    return Piece(
-        sort_notes(records(NOTE, notes)), records(TEMPO, tempos), records(PEDAL, pedals), (signature,), pickup=pickup
-    )
+    return Piece(sort_notes(records(NOTE, notes)), records(TEMPO, tempos), records(PEDAL, pedals), (signature,), pickup=pickup)
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from service.music.midi import write_midi
-from training.__main__ import main
-from training.data import load_dataset
 
+from service.music.midi import write_midi
 from tests.training.conftest import make_piece
 from tests.training.test_fit import OPTIONS
+from training.__main__ import main
+from training.data import load_dataset
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+
 from service.engine.model import OnnxModel
 from service.errors import ModelMismatch
+from tests.training.test_fit import CONFIG
 from training import export as exporting
 from training.evaluate import evaluate
 from training.export import EVALUATION, ParityFailed, check_parity, export
@@ -16,8 +18,6 @@ from training.fit import fit
 from training.graph import build_graph
 from training.model import Network
 from training.scoring import score_dataset, score_exported
-
-from tests.training.test_fit import CONFIG
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from service.music.representation import encode_piece
+from tests.training.conftest import make_piece
 from training.checkpoint import BEST, LAST, InvalidCheckpoint, load_checkpoint, load_network
 from training.data import Dataset, PieceInfo, condition_values
 from training.fit import CannotResume, FitConfig, fit
 from training.model import ModelConfig
 from training.storage import write_atomically
-
-from tests.training.conftest import make_piece
 
 CONFIG = FitConfig(
     steps=30, rows=4, window=32, warmup=5, evaluate_every=10, save_every=5, precision="fp32", device="cpu", ema=0.9

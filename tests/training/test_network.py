@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from service.music.representation import CONTROL, DURATIONS, FIELDS, Control, encode_piece
 from torch import nn
+
+from service.music.representation import CONTROL, DURATIONS, FIELDS, Control, encode_piece
+from tests.training.conftest import make_piece
 from training.batches import Augmentation, WindowStream, augment, make_batch, prepare_piece, whole_pieces
 from training.lstm import TORCH_ORDER, LSTMLayer
 from training.model import LAST_FIELDS, MAX_HELD, Network, field_losses, running_values
 from training.scoring import score_dataset
-
-from tests.training.conftest import make_piece
 
 
 def test_layer_and_its_gradients_equal_torchs() -> None:

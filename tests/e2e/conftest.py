@@ -1,0 +1,76 @@
+"""A service over a real socket: gunicorn, the engine's process and the shipped model."""
+
+import os
+import socket
+import subprocess
+import sys
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+JSON = {"Accept": "application/json"}
+CLIENT_TIMEOUT_S = 120  # of a test that would otherwise hang; no test asserts a time
+
+
+class Service:
+    """A running service: its process, and a client of it."""
+
+    def __init__(self, process: subprocess.Popen, port: int) -> None:
+        self.process, self.port = process, port
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=CLIENT_TIMEOUT_S)
+
+    def compose(self, headers=None, **fields):
+        return self.http.post("/generate", json=fields, headers=headers)
+
+    def notes(self, **fields):
+        response = self.compose(JSON, **fields)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=CLIENT_TIMEOUT_S)
+
+    def send(self, data: bytes) -> httpx.Response:
+        """Send raw bytes, and read the answer until the service closes the connection."""
+        with self.connect() as connection:
+            connection.sendall(data)
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        head, _, body = answer.partition(b"\r\n\r\n")
+        status, *lines = head.decode("latin1").split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        return httpx.Response(int(status.split()[1]), headers=headers, content=body)
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(log: Path, **settings):
+    port = free_port()
+    environment = {**os.environ, "HOST": "127.0.0.1", "PORT": str(port), **settings}
+    command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]
+    with log.open("w") as errors, subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+    ) as process:  # fmt: skip
+        try:
+            assert process.stdout.readline().startswith("Nocturne is ready: curl"), log.read_text()
+            service = Service(process, port)
+            with service.http:
+                yield service
+        finally:
+            process.terminate()
+            process.wait(CLIENT_TIMEOUT_S)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    log = tmp_path_factory.mktemp("service") / "errors.log"
+    with running(log) as service:
+        yield service
+    assert "Traceback" not in log.read_text()

@@ -1,0 +1,73 @@
+"""What the README tells a newcomer to type works, and what it tells an operator to set exists."""
+
+import re
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import mido
+import pytest
+
+from service.config import ServiceConfig
+from tests.e2e.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+CALLS = [command for command in COMMANDS if command.startswith("curl") and "127.0.0.1:8000" in command]
+
+
+def test_there_are_calls_to_try() -> None:
+    assert len(CALLS) >= 5
+
+
+@pytest.mark.parametrize("command", CALLS)
+def test_every_call_composes(command: str, service, tmp_path: Path) -> None:
+    method, url, headers, body = "GET", "", {}, None
+    words = iter(shlex.split(command)[1:])
+    for word in words:
+        if word == "-X":
+            method = next(words)
+        elif word == "-H":
+            name, _, value = next(words).partition(": ")
+            headers[name] = value
+        elif word == "-d":
+            body = next(words)
+        elif word == "-o":
+            next(words)
+        else:
+            url = word
+    response = service.http.request(method, url.removeprefix("http://127.0.0.1:8000"), headers=headers, content=body)
+    assert response.status_code == 200, response.text
+    if response.headers["Content-Type"] == "audio/midi":
+        path = tmp_path / "melody.mid"
+        path.write_bytes(response.content)
+        assert any(message.type == "note_on" for message in mido.MidiFile(path))
+    else:
+        assert response.json()["notes"]
+
+
+def test_the_first_call_gives_exactly_64_notes(service) -> None:
+    assert CALLS[0] == next(call for call in CALLS if '{"seed": 42, "length": 64}' in call)
+    response = service.compose(seed=42, length=64)
+    assert response.headers["Nocturne-Notes"] == "64"
+    assert response.headers["Nocturne-Ended"] == "false"
+
+
+def test_every_setting_stands_in_the_readme() -> None:
+    source = (ROOT / "service" / "config.py").read_text()
+    variables = set(re.findall(r"\b(NOCTURNE_[A-Z_]+[A-Z])\b", source)) - {"NOCTURNE_SERVICE_HOST", "NOCTURNE_PORT"}
+    assert len(variables) >= len(fields(ServiceConfig)) - 2
+    missing = [name for name in sorted(variables | {"HOST", "PORT"}) if f"| `{name}` |" not in README]
+    assert not missing
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"\bmake ([a-z]+)", "\n".join(BLOCKS))):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_link_inside_the_project_leads_somewhere() -> None:
+    for name in re.findall(r"\]\(([^):#]+)\)", README):
+        assert (ROOT / name).exists(), name
