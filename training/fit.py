@@ -38,10 +38,10 @@ class CannotResume(NocturneError):
 class FitConfig:
     """How a network is trained."""
 
-    steps: int = option(6000, "updates of the weights; the learning rate falls to zero over them")
+    steps: int = option(3000, "updates of the weights; the learning rate falls to zero over them")
     rows: int = option(64, "pieces trained on side by side (B)")
     window: int = option(128, "tokens that gradients flow back through (T)")
-    learning_rate: float = option(2e-3, "of AdamW, at its highest")
+    learning_rate: float = option(3e-3, "of AdamW, at its highest")
     warmup: int = option(200, "steps over which the learning rate rises")
     weight_decay: float = option(0.01, "of AdamW")
     clip: float = option(1.0, "largest norm of the gradient")

@@ -265,11 +265,13 @@ def _metre_map(events: list[tuple[Any, ...]], pickup_beats: float | None) -> tup
     if not events or events[0][0] > 0:
         events = [tuple(COMMON_TIME), *events]
     signatures = [TimeSignature(*event) for event in _without_repeats(events)]
-    if pickup_beats is not None:
-        return tuple(signatures), round(pickup_beats * RESOLUTION) % signatures[0].bar_ticks
+    pickup = 0
     if len(signatures) > 1 and signatures[0].bar_ticks == signatures[1].time < signatures[1].bar_ticks:
-        return (signatures[1]._replace(time=0), *signatures[2:]), signatures[0].bar_ticks
-    return tuple(signatures), 0
+        pickup = signatures[0].bar_ticks
+        signatures = [signatures[1]._replace(time=0), *signatures[2:]]
+    if pickup_beats is not None:
+        pickup = round(pickup_beats * RESOLUTION) % signatures[0].bar_ticks
+    return tuple(signatures), pickup
 
 
 def _hands(raw: list[_RawNote], names: dict[int, str], hand_tracks: Mapping[int, Hand] | None) -> dict[tuple[int, int], Hand]:

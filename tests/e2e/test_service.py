@@ -14,7 +14,7 @@ import pretty_midi
 import pytest
 import symusic
 
-from tests.e2e.conftest import CLIENT_TIMEOUT_S, running
+from tests.e2e.conftest import CLIENT_TIMEOUT_S, ROOT, free_port, running
 
 
 def test_the_answer_is_a_file_that_every_player_opens(service, tmp_path):
