@@ -175,15 +175,7 @@ def _compose(model: OnnxModel, network: Network) -> tuple[Any, Any, Any, TimeSig
     conditions = rng.integers(0, np.array(sizes, np.int64), (_PARITY_ROWS, len(sizes))).astype(np.int32)
     shape = (_PARITY_ROWS, _PARITY_STEPS, len(FIELDS))
     metre = np.array([time_signature_index(signature), signature.bar_ticks, 0], np.int32)
-    chunk = Chunk(
-        forced=np.full(shape, -1, np.int32),
-        uniforms=rng.random(shape, np.float32),
-        metre=np.broadcast_to(metre, (*shape[:2], 3)),
-        inverse_temperature=np.ones((_PARITY_ROWS, len(FIELDS)), np.float32),
-        min_p=np.zeros((_PARITY_ROWS, len(FIELDS)), np.float32),
-        biases={name: np.zeros((_PARITY_ROWS, size), np.float32) for name, size in VOCABULARY._asdict().items()},
-        conditions=conditions,
-        rules=np.zeros((_PARITY_ROWS, 1), np.float32),
-    )
+    forced, uniforms = np.full(shape, -1, np.int32), rng.random(shape, np.float32)
+    chunk = Chunk.unbiased(forced, uniforms, np.broadcast_to(metre, (*shape[:2], 3)), conditions)
     tokens, _, probabilities = model.run(chunk, model.initial_state(np.zeros(_PARITY_ROWS, np.int32)))
     return tokens, probabilities, conditions, signature

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from service.engine.interface import Chunk
 from service.engine.model import OnnxModel
-from service.music.representation import FIELDS, VOCABULARY, is_note
+from service.music.representation import FIELDS, is_note
 from training.batches import whole_pieces
 from training.data import Dataset
 from training.model import Batch, Network
@@ -129,16 +129,8 @@ def forced_chunk(window: Batch, times: NDArray[np.int64]) -> tuple[Chunk, NDArra
     now = times[:, None] + forced[..., 0].cumsum(axis=1)
     bars = np.full((rows, steps), _ENDLESS_BAR)
     metre = np.stack([window.metre.numpy().T, bars, window.target_position.numpy().T - now], axis=-1).astype(np.int32)
-    chunk = Chunk(
-        forced=forced,
-        uniforms=np.zeros((rows, steps, fields), np.float32),
-        metre=metre,
-        inverse_temperature=np.ones((rows, fields), np.float32),
-        min_p=np.zeros((rows, fields), np.float32),
-        biases={name: np.zeros((rows, size), np.float32) for name, size in VOCABULARY._asdict().items()},
-        conditions=window.conditions.numpy().astype(np.int32),
-        rules=np.zeros((rows, 1), np.float32),
-    )
+    uniforms = np.zeros((rows, steps, fields), np.float32)
+    chunk = Chunk.unbiased(forced, uniforms, metre, window.conditions.numpy().astype(np.int32))
     return chunk, now[:, -1]
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.music.representation import VOCABULARY
+
 State = dict[str, NDArray[Any]]  # by the names of the graph, each with the rows first
 
 
@@ -61,3 +63,24 @@ class Chunk:
     biases: Mapping[str, NDArray[np.float32]]
     conditions: NDArray[np.int32]
     rules: NDArray[np.float32]
+
+    @classmethod
+    def unbiased(
+        cls,
+        forced: NDArray[np.int32],
+        uniforms: NDArray[np.float32],
+        metre: NDArray[np.int32],
+        conditions: NDArray[np.int32],
+    ) -> "Chunk":
+        """Return the inputs that leave the network's own distribution as it is: for scoring, and for comparing with PyTorch."""
+        rows, _, fields = forced.shape
+        return cls(
+            forced=forced,
+            uniforms=uniforms,
+            metre=metre,
+            inverse_temperature=np.ones((rows, fields), np.float32),
+            min_p=np.zeros((rows, fields), np.float32),
+            biases={name: np.zeros((rows, size), np.float32) for name, size in VOCABULARY._asdict().items()},
+            conditions=conditions,
+            rules=np.zeros((rows, 1), np.float32),
+        )
