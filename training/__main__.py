@@ -69,6 +69,7 @@ def _fit_options(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="RUN", help="folder of the run")
     where.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run that was stopped, with its own settings")
+    parser.add_argument("--init", type=Path, metavar="RUN", help="begin with the best weights of another run")
     for config in (FitConfig, ModelConfig):
         for field in fields(config):
             if "help" in field.metadata:
@@ -171,7 +172,7 @@ def _fit(options: argparse.Namespace) -> None:
                 left = f"{p.left_s / 60:.0f} min left" if math.isfinite(p.left_s) else ""
                 print(f"step {p.step}/{p.steps}, {text}, {left}", flush=True)
 
-        result = fit(dataset, run, model_config, config, report, resume=bool(options.resume), data_path=data)
+        result = fit(dataset, run, model_config, config, report, resume=bool(options.resume), data_path=data, init=options.init)
     print(f"ended after {result['step']} steps; best validation {result['best_nats']:.4f} nats per note -> {run}")
 
 

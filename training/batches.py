@@ -52,6 +52,7 @@ class PreparedPiece:
     tempo: NDArray[np.int64]
     last: NDArray[np.int64]
     held: NDArray[np.int64]
+    profile: NDArray[np.float32]
     target: NDArray[np.int64]
     target_position: NDArray[np.int64]
 
@@ -163,7 +164,7 @@ def make_batch(parts: list[tuple[PreparedPiece, int]], steps: int, conditions: N
     conditions : int array, shape (B, C)
     """
     rows = len(parts)
-    columns = {name: np.zeros((steps, rows, *value.shape[1:]), np.int64) for name, value in vars(parts[0][0]).items()}
+    columns = {name: np.zeros((steps, rows, *value.shape[1:]), value.dtype) for name, value in vars(parts[0][0]).items()}
     mask = np.zeros((steps, rows), bool)
     for row, (piece, offset) in enumerate(parts):
         count = max(0, min(steps, len(piece) - offset))

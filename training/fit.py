@@ -99,6 +99,7 @@ def fit(
     report: Callable[[Progress], None] = lambda _: None,
     resume: bool = False,
     data_path: Path | None = None,
+    init: Path | None = None,
 ) -> dict[str, Any]:
     """Train, or go on training.
 
@@ -116,6 +117,8 @@ def fit(
         Go on from last.pt, which must come from the same settings and data.
     data_path : Path, optional
         Where the dataset was read from, noted in last.pt.
+    init : Path, optional
+        A run whose best weights this one begins with. What they lack, or have in another shape, begins as in a fresh network.
 
     Returns
     -------
@@ -136,6 +139,9 @@ def fit(
     identity = {"model": model_config.to_dict(), "fit": asdict(config), "data": fingerprint(dataset)}
     last = {**identity, "data_path": str(data_path or "")}
     run = _start(train, model_config, config, device)
+    if init is not None and not resume:
+        begin_with(run.network, init)
+        run.average.load_state_dict(run.network.state_dict())
     if resume:
         _restore(run, load_checkpoint(folder / LAST), identity, folder)
     try:
@@ -195,6 +201,13 @@ def _start(train: Dataset, model_config: ModelConfig, config: FitConfig, device:
     how = Augmentation(config.transpose, config.tempo_steps, config.velocity_steps)
     stream = WindowStream(train, config.rows, config.window, how, config.seed)
     return _Run(network, average, optimiser, stream, network.initial_state(config.rows), current_commit())
+
+
+def begin_with(network: Network, run: Path) -> None:
+    """Copy the best weights of a run into a network, wherever name and shape are the same."""
+    weights = load_checkpoint(run / BEST if run.is_dir() else run)["network"]
+    own = network.state_dict()
+    network.load_state_dict({name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}, strict=False)
 
 
 def _step(run: _Run, config: FitConfig, device: torch.device, product: torch.dtype) -> float:

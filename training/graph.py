@@ -29,7 +29,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH
 from service.music.representation import DURATIONS, FIELDS, MAX_BAR, VOCABULARY, Control
-from training.model import HANDS, LAST_FIELDS, MAX_HELD, RELATIVE_FIELDS, Network, grammar
+from training.model import (
+    HANDS,
+    LAST_FIELDS,
+    MAX_HELD,
+    PITCH_CLASS,
+    PITCH_CLASSES,
+    PROFILE_DECAYS,
+    PROFILE_ROLL,
+    RELATIVE_FIELDS,
+    Network,
+    grammar,
+    profile_steps,
+)
 
 OPSET = 21
 IR_VERSION = 10  # what onnx 1.16 wrote with opset 21, so that onnxruntime from 1.18 on loads it
@@ -188,6 +200,7 @@ class _Step:
             "tempo": (integer, [1]),
             **{f"last_{name}": (integer, [HANDS]) for name in LAST_FIELDS},
             "held": (integer, [HANDS]),  # ticks until each hand is silent
+            "profile": (TensorProto.FLOAT, [len(PROFILE_DECAYS) * PITCH_CLASSES]),
             "sounding": (integer, [KEYS]),  # ticks until each key is released
             "pedal": (integer, [1]),  # 1 while down
             "controls": (integer, [1]),  # control tokens in a row
@@ -234,6 +247,8 @@ class _Step:
         values = n.op("Concat", "in_token", "in_position", "in_tempo", self.metre_index, *hands, axis=1)
         rows = n.op("Gather", table, n.op("Add", values, n.constant(starts[None])), axis=0)
         gates = n.op("Add", n.op("ReduceSum", rows, n.axes(1), keepdims=0), "piece_gates")
+        profile = n.constant(_transposed(w["layers.0.weight_x"] @ w["profile_input.weight"]))
+        gates = n.op("Add", gates, n.op("MatMul", "in_profile", profile))
         gates = n.op("Add", gates, n.op("MatMul", "in_h0", n.constant(_transposed(w["layers.0.weight_h"]), "layer_0")))
         x = self._cell(0, gates)
         for i in range(1, self.layers):
@@ -262,7 +277,10 @@ class _Step:
             z, last = starts[i], self._last(name, drawn)
             if drawn:
                 z = n.op("Add", z, self._drawn_context(name, drawn, last))
-            scores = self._scores(name, n.op("Relu", z), last)
+            z = n.op("Relu", z)
+            scores = self._scores(name, z, last)
+            if name == "pitch":
+                scores = n.op("Add", scores, self._profile_scores(z))
             if name not in ("shift", "hand"):
                 mask = n.op("Gather", n.constant(masks[name]), n.op("Squeeze", drawn["hand"], n.axes(1)), axis=0)
                 scores = n.op("Add", scores, mask)
@@ -309,6 +327,15 @@ class _Step:
         both = n.op("Add", n.op("MatMul", z, n.constant(_transposed(weight))), n.constant(bias))
         index = n.op("Sub", n.constant(np.arange(2 * size - 1, 3 * size - 1, dtype=np.int32)[None]), last)
         return n.op("Add", n.slice(both, 0, size), n.op("GatherElements", both, index, axis=1))
+
+    def _profile_scores(self, z: Value) -> Value:
+        """Return what the pitch classes heard lately add to the logits of the pitches, (B, V)."""
+        n, w = self.n, self.weights
+        kernel = n.op("MatMul", z, n.constant(_transposed(w["profile_kernel.weight"])))
+        kernel = n.op("Unsqueeze", n.op("Add", kernel, n.constant(w["profile_kernel.bias"])), n.axes(1))
+        rolled = n.op("Gather", "in_profile", n.constant(PROFILE_ROLL), axis=1)  # (B, 12, entries)
+        by_class = n.op("ReduceSum", n.op("Mul", rolled, kernel), n.axes(2), keepdims=0)
+        return n.op("Gather", by_class, n.constant(PITCH_CLASS), axis=1)
 
     def _sample(self, scores: Value, i: int) -> tuple[Value, Value]:
         """Draw from the softmax of scores (B, V) by min-p and the inverse of the cumulative distribution.
@@ -372,6 +399,10 @@ class _Step:
         ticks = n.op("Gather", n.constant(DURATIONS.astype(np.int32)), drawn["duration"], axis=0)
         held = n.op("Max", n.op("Sub", "in_held", drawn["shift"]), n.ints(0))
         n.op("Where", played, n.op("Max", held, ticks), held, name="out_held")
+        decays, added = profile_steps()
+        heard = n.op("Gather", n.constant(added), n.op("Squeeze", pitch, n.axes(1)), axis=0)
+        heard = n.op("Add", n.op("Mul", "in_profile", n.constant(decays[None])), heard)
+        n.op("Where", note, heard, "in_profile", name="out_profile")
         keys = n.constant(np.arange(CONTROLS, CONTROLS + KEYS, dtype=np.int32)[None])
         struck = n.op("Equal", keys, pitch)
         n.op("Where", struck, n.op("Max", ticks, self.sounding), self.sounding, name="out_sounding")

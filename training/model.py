@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.signal import lfilter
 from torch import Tensor, nn
 
 from service.music.representation import (
@@ -23,6 +24,7 @@ from service.music.representation import (
     FIELDS,
     MAX_BAR,
     MAX_SHIFT,
+    PITCH_OFFSET,
     REPRESENTATION_VERSION,
     VOCABULARY,
     Control,
@@ -34,6 +36,9 @@ from training.options import option
 HANDS = VOCABULARY.hand
 LAST_FIELDS = ("pitch", "duration", "velocity")  # remembered of the last note of each hand
 RELATIVE_FIELDS = ("pitch", "velocity", "tempo")  # those with logits over differences too
+# Share of a pitch-class profile that is left after another note: one remembers about ten notes (the chord), one fifty (the key).
+PROFILE_DECAYS = (0.9, 0.98)
+PITCH_CLASSES = 12
 MAX_HELD = MAX_SHIFT  # ticks that a hand still sounds, as the network reads them, at most
 IMPOSSIBLE = -1e9  # finite, so that no softmax becomes NaN
 
@@ -58,7 +63,7 @@ class ModelConfig:
 
 
 class Batch(NamedTuple):
-    """A window of several pieces, time-major, int64 but for `mask`.
+    """A window of several pieces, time-major, int64 but for `profile` and `mask`.
 
     What the network may read before it draws token t is in row t of all but `target` and `target_position`.
     """
@@ -69,6 +74,7 @@ class Batch(NamedTuple):
     tempo: Tensor  # (T, B) tempo index of the last note, 0 at the start
     last: Tensor  # (T, B, hands, LAST_FIELDS) indices of the last note of each value of `hand`, 0 at the start
     held: Tensor  # (T, B, hands) ticks that each hand still sounds from the token before on, 0..MAX_HELD
+    profile: Tensor  # (T, B, PROFILE_DECAYS * PITCH_CLASSES) float32: how much of each pitch class was heard lately
     conditions: Tensor  # (B, C) per-piece conditions
     target: Tensor  # (T, B, F) the token to draw
     target_position: Tensor  # (T, B) ticks since the barline at it
@@ -103,6 +109,8 @@ class Network(nn.Module):
         hands = [str(hand) for hand in range(1, HANDS)]
         self.last_pitch_embeddings = nn.ModuleDict({hand: nn.Embedding(VOCABULARY.pitch, width) for hand in hands})
         self.held_embeddings = nn.ModuleDict({hand: nn.Embedding(MAX_HELD + 1, width) for hand in hands})
+        profile = len(PROFILE_DECAYS) * PITCH_CLASSES
+        self.profile_input = nn.Linear(profile, width, bias=False)
         self.condition_embeddings = nn.ModuleDict({n: nn.Embedding(len(v), width) for n, v in config.conditions.items()})
         self.layers = nn.ModuleList(LSTMLayer(width if i == 0 else config.hidden, config.hidden) for i in range(config.layers))
         self.to_heads = nn.Linear(config.hidden, len(FIELDS) * head)
@@ -119,6 +127,10 @@ class Network(nn.Module):
         self.relative_outputs = nn.ModuleDict(
             {name: nn.Linear(head, 2 * getattr(VOCABULARY, name) - 1) for name in RELATIVE_FIELDS}
         )
+        self.profile_kernel = nn.Linear(head, profile)
+        for layer in (self.profile_input, self.profile_kernel):  # begin without effect, also when added to a trained network
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
         for module in self.modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.1)
@@ -158,6 +170,7 @@ class Network(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """Return what the first layer reads, shape (T, B, E)."""
         x: Tensor = self.position_embedding(batch.position) + self.tempo_embedding(batch.tempo)
+        x = x + self.profile_input(batch.profile)
         for i, name in enumerate(FIELDS):
             x = x + self.field_embeddings[name](batch.before[..., i])
         for hand, embedding in self.last_pitch_embeddings.items():
@@ -194,10 +207,46 @@ class Network(nn.Module):
                 size = getattr(VOCABULARY, name)
                 index = torch.arange(size, device=x.device) - last[name][..., None] + size - 1
                 scores = scores + self.relative_outputs[name](z).float().gather(-1, index)
+            if name == "pitch":
+                scores = scores + self.profile_scores(z, batch.profile)
             if name != "shift":
                 scores = scores + self.get_buffer(f"grammar_{name}")[drawn["hand"]]
             logits[name] = scores
         return logits
+
+    def profile_scores(self, z: Tensor, profile: Tensor) -> Tensor:
+        """Return what the pitch classes heard lately add to the logits of the pitches, shape (T, B, V_pitch).
+
+        Every pitch class weighs the profile by its distance to each other one, in a circle of twelve, with weights that the head
+        chooses: the same in every key.
+        """
+        rolled = profile.float()[..., torch.from_numpy(PROFILE_ROLL).to(profile.device)]  # (T, B, 12, 24)
+        by_class = (rolled * self.profile_kernel(z).float()[..., None, :]).sum(-1)
+        scores: Tensor = by_class[..., torch.from_numpy(PITCH_CLASS).to(profile.device)]
+        return scores
+
+
+# The pitch class of each index of the pitch field. Those of the controls mean nothing: a constant added to all of them.
+PITCH_CLASS = (np.arange(VOCABULARY.pitch) + PITCH_OFFSET) % PITCH_CLASSES
+# Row j, column k of each profile: the pitch class k above j.
+PROFILE_ROLL = np.concatenate(
+    [
+        (np.arange(PITCH_CLASSES)[:, None] + np.arange(PITCH_CLASSES)) % PITCH_CLASSES + i * PITCH_CLASSES
+        for i in range(len(PROFILE_DECAYS))
+    ],
+    axis=1,
+)
+
+
+def profile_steps() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return how a note changes the profile: the factor of each entry, and what each pitch index adds, (V_pitch, entries).
+
+    A profile of any long past sums to PITCH_CLASSES, so that its entries are about 1.
+    """
+    decays = np.repeat(np.array(PROFILE_DECAYS), PITCH_CLASSES)
+    one_hot = np.eye(PITCH_CLASSES)[PITCH_CLASS]
+    added = np.concatenate([one_hot * (1 - decay) * PITCH_CLASSES for decay in PROFILE_DECAYS], axis=1)
+    return decays.astype(np.float32), added.astype(np.float32)
 
 
 def grammar() -> dict[str, NDArray[np.float32]]:
@@ -226,11 +275,12 @@ def field_losses(logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
 
 
 class RunningValues(NamedTuple):
-    """What can be worked out of a piece before each of its N tokens, int64."""
+    """What can be worked out of a piece before each of its N tokens, int64 but for the profile."""
 
     tempo: NDArray[np.int64]  # (N,)
     last: NDArray[np.int64]  # (N, hands, LAST_FIELDS)
     held: NDArray[np.int64]  # (N, hands)
+    profile: NDArray[np.float32]  # (N, PROFILE_DECAYS * PITCH_CLASSES)
 
 
 def running_values(tokens: TokenArray) -> RunningValues:
@@ -247,7 +297,21 @@ def running_values(tokens: TokenArray) -> RunningValues:
             last[:, hand, i] = _last_before(tokens[:, column], of_hand)
         latest_end = np.maximum.accumulate(np.where(of_hand, ends, 0))
         held[1:, hand] = (latest_end - times)[:-1].clip(0, MAX_HELD)
-    return RunningValues(_last_before(tempos, hands != CONTROL), last, held)
+    return RunningValues(_last_before(tempos, hands != CONTROL), last, held, _profiles(tokens))
+
+
+def _profiles(tokens: TokenArray) -> NDArray[np.float32]:
+    """Return the pitch-class profiles before each token, shape (N, PROFILE_DECAYS * PITCH_CLASSES)."""
+    notes = tokens[:, FIELDS.index("hand")] != CONTROL
+    decays, added = profile_steps()
+    impulses = added[tokens[notes, FIELDS.index("pitch")]]
+    heard = [
+        lfilter([1.0], [1.0, -decays[i * PITCH_CLASSES]], part, axis=0)  # y[n] = decay y[n - 1] + x[n]
+        for i, part in enumerate(np.split(impulses, len(PROFILE_DECAYS), axis=1))
+    ]
+    after = np.concatenate([np.zeros((1, len(decays))), np.concatenate(heard, axis=1)])
+    before: NDArray[np.float32] = after[np.cumsum(notes) - notes].astype(np.float32)
+    return before
 
 
 def _last_before(values: NDArray[np.int32], chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
