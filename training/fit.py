@@ -87,6 +87,7 @@ class _Run:
     seconds: float = 0.0
     notes: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    origins: list[dict[str, Any]] = field(default_factory=list)  # the runs whose weights this one began with
     train_nats: float = 0.0  # since the last validation
     train_notes: int = 0
 
@@ -140,7 +141,7 @@ def fit(
     last = {**identity, "data_path": str(data_path or "")}
     run = _start(train, model_config, config, device)
     if init is not None and not resume:
-        begin_with(run.network, init)
+        run.origins = begin_with(run.network, init)
         run.average.load_state_dict(run.network.state_dict())
     if resume:
         _restore(run, load_checkpoint(folder / LAST), identity, folder)
@@ -203,11 +204,15 @@ def _start(train: Dataset, model_config: ModelConfig, config: FitConfig, device:
     return _Run(network, average, optimiser, stream, network.initial_state(config.rows), current_commit())
 
 
-def begin_with(network: Network, run: Path) -> None:
-    """Copy the best weights of a run into a network, wherever name and shape are the same."""
-    weights = load_checkpoint(run / BEST if run.is_dir() else run)["network"]
+def begin_with(network: Network, run: Path) -> list[dict[str, Any]]:
+    """Copy the best weights of a run into a network, wherever name and shape are the same; return what was trained before."""
+    content = load_checkpoint(run / BEST if run.is_dir() else run)
     own = network.state_dict()
-    network.load_state_dict({name: w for name, w in weights.items() if name in own and own[name].shape == w.shape}, strict=False)
+    same = {name: w for name, w in content["network"].items() if name in own and own[name].shape == w.shape}
+    network.load_state_dict(same, strict=False)
+    last = content["history"][-1]
+    figures = {name: last[name] for name in ("step", "epochs", "notes", "seconds", "valid")}
+    return [*content.get("origins", []), {"commit": content["commit"], "data": content["data"], **figures}]
 
 
 def _step(run: _Run, config: FitConfig, device: torch.device, product: torch.dtype) -> float:
@@ -263,6 +268,7 @@ def _validate(run: _Run, valid: Dataset, config: FitConfig, product: torch.dtype
                 **identity,
                 "network": run.average.state_dict(),
                 "history": run.history,
+                "origins": run.origins,
                 "commit": run.commit,
                 "trained_with": {
                     "torch": str(torch.__version__),
@@ -304,6 +310,7 @@ def _save_last(run: _Run, folder: Path, identity: dict[str, Any]) -> None:
             "state": list(run.state),
             "counters": {name: getattr(run, name) for name in _COUNTERS},
             "history": run.history,
+            "origins": run.origins,
         },
     )
 
@@ -320,7 +327,7 @@ def _restore(run: _Run, content: dict[str, Any], identity: dict[str, Any], folde
     run.optimiser.load_state_dict(content["optimiser"])
     device = run.network.to_heads.weight.device
     run.state = type(run.state)(*(tensor.to(device) for tensor in content["state"]))
-    run.history = content["history"]
+    run.history, run.origins = content["history"], content["origins"]
     for name in _COUNTERS:
         setattr(run, name, content["counters"][name])
     run.stream.skip(run.step)

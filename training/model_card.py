@@ -53,6 +53,7 @@ def write_model_card(path: Path, metadata: Mapping[str, Any], content: Mapping[s
         f"{best['seconds'] / 3600:.2f} hours); "
         f"AdamW at {fit['learning_rate']}, weights averaged with decay {fit['ema']}, the best by validation kept. "
         f"Commit `{metadata['commit']}`, PyTorch {content['trained_with']['torch']}, training file `{content['data']}`.",
+        *_origins(content["origins"]),
         "## What it knows beside the notes",
         "; ".join(f"{name}: {len(values) - 1} values" for name, values in metadata["conditions"].items())
         + ". Each may be left open. Times lie on a grid of 24 steps a quarter note; the longest note is 16 quarter notes.",
@@ -80,6 +81,15 @@ def _evaluation(evaluation: Mapping[str, Any] | None, best: Mapping[str, Any]) -
         f"models of the same training pieces. `{evaluation['command']}`",
         _table([header, *[[row[0], *(f"{value:.3f}" for value in row[1:])] for row in rows]]),
         f"By pack: {packs}.",
+    ]
+
+
+def _origins(origins: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"It began with the weights of another run: {o['step']:,} updates, {o['epochs']:.1f} times round the pieces of the training "
+        f"file `{o['data']}`, {o['notes'] / 1e6:.1f} million notes, {o['seconds'] / 3600:.2f} hours, {o['valid']:.3f} nats per note, "
+        f"commit `{o['commit']}`."
+        for o in reversed(origins)
     ]
 
 
