@@ -86,9 +86,9 @@ def _evaluation(evaluation: Mapping[str, Any] | None, best: Mapping[str, Any]) -
 
 def _origins(origins: list[dict[str, Any]]) -> list[str]:
     return [
-        f"It began with the weights of another run: {o['step']:,} updates, {o['epochs']:.1f} times round the pieces of the training "
-        f"file `{o['data']}`, {o['notes'] / 1e6:.1f} million notes, {o['seconds'] / 3600:.2f} hours, {o['valid']:.3f} nats per note, "
-        f"commit `{o['commit']}`."
+        f"It began with the weights of another run: {o['step']:,} updates, {o['epochs']:.1f} times round the pieces of the "
+        f"training file `{o['data']}`, {o['notes'] / 1e6:.1f} million notes, {o['seconds'] / 3600:.2f} hours, "
+        f"{o['valid']:.3f} nats per note, commit `{o['commit']}`."
         for o in reversed(origins)
     ]
 

@@ -35,7 +35,7 @@ def test_overfits_a_phrase(tmp_path) -> None:
     infos = (PieceInfo("a", "train"), PieceInfo("a", "valid"))
     dataset = Dataset((phrase, phrase), infos, condition_values(list(infos)))
     config = replace(
-        CONFIG, steps=150, rows=1, window=64, learning_rate=2e-2, weight_decay=0.0, transpose=0, tempo_steps=0,
+        CONFIG, steps=150, rows=1, window=64, learning_rate=1e-2, weight_decay=0.0, transpose=0, tempo_steps=0,
         velocity_steps=0, evaluate_every=150,
     )  # fmt: skip
     model = ModelConfig(layers=1, hidden=64, embedding=64, head=64, dropout=0.0, conditions=dataset.conditions)
@@ -55,6 +55,18 @@ def test_run_folder_holds_what_was_promised(dataset, small, tmp_path) -> None:
     assert not network.training
     assert content["training"]["sources"] == [["made by a test", "CC0", 10]]
     assert result["best_nats"] == min(float(row["valid"]) for row in rows)
+
+
+def test_a_run_can_begin_with_anothers_weights(dataset, small, tmp_path) -> None:
+    first = fit(dataset, tmp_path / "first", small, CONFIG)
+    still = replace(CONFIG, steps=10, learning_rate=0.0)
+    wider = replace(small, layers=3)  # what the other run lacks begins afresh
+    again = fit(dataset, tmp_path / "again", small, still, init=tmp_path / "first")
+    assert again["valid"] == first["best_nats"]
+    fit(dataset, tmp_path / "wider", wider, CONFIG, init=tmp_path / "again")
+    origins = load_network(tmp_path / "wider")[1]["origins"]
+    assert [origin["step"] for origin in origins] == [first["step"], 10]
+    assert origins[0]["valid"] == first["best_nats"]
 
 
 def test_early_stop(dataset, small, tmp_path) -> None:

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from service.music.representation import CONTROL, DURATIONS, FIELDS, Control, encode_piece
+from service.music.representation import CONTROL, DURATIONS, FIELDS, PITCH_OFFSET, Control, encode_piece
 from tests.training.conftest import make_piece
 from training.batches import Augmentation, WindowStream, augment, make_batch, prepare_piece, whole_pieces
 from training.lstm import TORCH_ORDER, LSTMLayer
-from training.model import LAST_FIELDS, MAX_HELD, Network, field_losses, running_values
+from training.model import LAST_FIELDS, MAX_HELD, PROFILE_DECAYS, Network, field_losses, running_values
 from training.scoring import score_dataset
 
 
@@ -75,15 +75,30 @@ def test_running_values_equal_a_plain_loop() -> None:
     tokens = encode_piece(make_piece(3)).tokens
     values = running_values(tokens)
     tempo, last, held = 0, np.zeros((4, 3), int), np.zeros(4, int)
+    profile = np.zeros((len(PROFILE_DECAYS), 12))
     for i, token in enumerate(tokens):
         assert values.tempo[i] == tempo
         assert (values.last[i] == last).all()
         assert (values.held[i] == np.minimum(held, MAX_HELD)).all()
+        assert values.profile[i] == pytest.approx(profile.ravel(), abs=1e-5)
         held = np.maximum(held - token[0], 0)
         if token[1] != CONTROL:
             tempo = token[5]
             last[token[1]] = [token[FIELDS.index(name)] for name in LAST_FIELDS]
             held[token[1]] = max(held[token[1]], DURATIONS[token[3]])
+            for decay, row in zip(PROFILE_DECAYS, profile, strict=True):
+                row *= decay
+                row[(token[2] + PITCH_OFFSET) % 12] += 12 * (1 - decay)
+
+
+def test_what_the_profile_adds_is_the_same_in_every_key(small) -> None:
+    network = Network(small).eval()
+    torch.nn.init.normal_(network.profile_kernel.weight)
+    z, profile = torch.randn(1, 1, small.head), torch.rand(1, 1, len(PROFILE_DECAYS), 12)
+    with torch.no_grad():
+        here = network.profile_scores(z, profile.flatten(-2))[0, 0, len(Control) :]
+        up = network.profile_scores(z, profile.roll(3, -1).flatten(-2))[0, 0, len(Control) :]
+    assert torch.allclose(here[:-3], up[3:], atol=1e-4)
 
 
 def test_augmentation_moves_all_notes_alike_and_stays_on_the_piano() -> None:
