@@ -67,7 +67,8 @@ def export(run: Path, out: Path, licence: str, attribution: str) -> tuple[Path, 
     run : Path
         A run's folder, or a checkpoint.
     out : Path
-        Name of the model: `<out>.onnx` is written, and MODEL_CARD.md beside it.
+        Name of the model: `<out>.onnx` is written, and its card beside it: MODEL_CARD.md, or MODEL_CARD.<name>.md where that
+        is another model's.
     licence : str
         Under which the weights are published.
     attribution : str
@@ -97,9 +98,16 @@ def export(run: Path, out: Path, licence: str, attribution: str) -> tuple[Path, 
     path = out.with_name(out.name.removesuffix(".onnx") + ".onnx")
     with write_atomically(path) as file:
         file.write(graph.SerializeToString())
-    with write_atomically(path.with_name("MODEL_CARD.md")) as file:
+    with write_atomically(_card_path(path)) as file:
         file.write(write_model_card(path, metadata, content).encode())
     return path, parity
+
+
+def _card_path(model: Path) -> Path:
+    """Return MODEL_CARD.md beside the model, or MODEL_CARD.<name>.md if the first is another model's."""
+    card = model.with_name("MODEL_CARD.md")
+    taken = card.exists() and card.read_text(encoding="utf-8").splitlines()[:1] != [f"# {model.stem}"]
+    return model.with_name(f"MODEL_CARD.{model.stem}.md") if taken else card
 
 
 def describe(

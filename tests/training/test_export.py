@@ -48,6 +48,13 @@ def test_export_checks_itself_and_describes_itself(run, data_file, tmp_path) -> 
     assert "| made by a test | CC0 | 10 |" in card
 
 
+def test_another_models_card_is_kept(run, tmp_path) -> None:
+    for name in ("first", "second", "second"):
+        export(run, tmp_path / name, "CC0", "")
+    assert (tmp_path / "MODEL_CARD.md").read_text().startswith("# first\n")
+    assert (tmp_path / "MODEL_CARD.second.md").read_text().startswith("# second\n")
+
+
 def test_exported_model_scores_like_pytorch(run, dataset, small, tmp_path) -> None:
     path, _ = export(run, tmp_path / "tiny", "CC0", "")
     from training.checkpoint import load_network
