@@ -20,7 +20,7 @@ import numpy as np
 from service.errors import InvalidMusic
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH, Hand, Piece, sort_notes
 from service.music.representation import EncodedPiece, encode_piece
-from training.data import UNKNOWN, Dataset, InvalidDataset, PieceInfo, condition_values
+from training.data import SPLITS, UNKNOWN, Dataset, InvalidDataset, PieceInfo, condition_values
 
 VALID_SHARE = 0.1  # of the pieces, where no manifest says it
 PERFORMED_TEMPO_CHANGES = 0.1  # changes per onset from which a piece counts as performed; scores have far fewer
@@ -67,6 +67,8 @@ def manifest_sources(folder: Path, manifest: Path) -> list[Source]:
         for number, row in enumerate(csv.DictReader(file), start=2):
             if not row.get("path") or not row.get("split"):
                 raise InvalidDataset(f"{manifest}, line {number}: `path` and `split` are needed")
+            if row["split"] not in SPLITS:
+                raise InvalidDataset(f"{manifest}, line {number}: `split` must be one of {', '.join(SPLITS)}; got {row['split']}")
             try:
                 reader = _FileReader(folder / row["path"], _hand_tracks(row.get("hand_tracks")), _number(row.get("pickup_beats")))
             except (KeyError, ValueError) as error:
@@ -127,6 +129,11 @@ def prepare(sources: Iterable[Source], processes: int, progress: Callable[[Summa
         progress(summary)
     if not pieces:
         raise InvalidDataset(f"no piece could be read; {len(summary.skipped)} files were skipped")
+    if len(infos) > 1 and set(summary.splits) == {"train"}:
+        # So few pieces that the hash gave validation none: without one, training could not know when to stop.
+        least = min(range(len(infos)), key=lambda i: _share(infos[i].name))
+        infos[least] = replace(infos[least], split="valid")
+        summary.splits = Counter(info.split for info in infos)
     return Dataset(tuple(pieces), tuple(infos), condition_values(infos)), summary
 
 
@@ -190,8 +197,12 @@ def fold_into_piano(piece: Piece) -> tuple[Piece, int]:
 
 
 def _split_of(name: str) -> str:
-    share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
-    return "valid" if share < VALID_SHARE else "train"
+    return "valid" if _share(name) < VALID_SHARE else "train"
+
+
+def _share(name: str) -> float:
+    """Return a number in [0, 1) that follows from a name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4]) / 2**32
 
 
 def _hand_tracks(text: str | None) -> dict[int, Hand] | None:

@@ -59,6 +59,15 @@ def test_splits_do_not_depend_on_the_other_files(folder, tmp_path) -> None:
     assert splits[1].items() <= splits[0].items()
 
 
+def test_a_handful_of_pieces_still_has_one_to_validate_on(folder, tmp_path) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("piece0.mid", "piece3.mid", "piece5.mid"):
+        shutil.copy(folder / "deep" / name, few)
+    assert main(["prepare", str(few), "--out", str(tmp_path / "a.npz"), "--processes", "1"]) == 0
+    assert sorted(info.split for info in load_dataset(tmp_path / "a.npz").infos) == ["train", "train", "valid"]
+
+
 def test_prepare_by_manifest_then_fit_evaluate_export(manifest, tmp_path, capfd) -> None:
     data, run = tmp_path / "a.npz", tmp_path / "run"
     assert main(["prepare", str(manifest), "--out", str(data), "--processes", "1"]) == 0
