@@ -16,7 +16,7 @@ from service.music.piece import Hand, Piece
 from training.abc_kern import read_abc_text, read_score, split_tunes
 from training.data import InvalidDataset
 from training.musicxml import read_musicxml
-from training.prepare import Source
+from training.source import Source
 
 MIDI_ENDINGS = (".mid", ".midi", ".kar")
 MUSICXML_ENDINGS = (".xml", ".musicxml", ".mxl")

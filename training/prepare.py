@@ -21,22 +21,11 @@ from service.errors import InvalidMusic
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH, Hand, Piece, sort_notes
 from service.music.representation import EncodedPiece, encode_piece
 from training.data import SPLITS, UNKNOWN, Dataset, InvalidDataset, PieceInfo, condition_values
+from training.import_music import file_sources, list_music_files, read_music_file
+from training.source import Source
 
 VALID_SHARE = 0.1  # of the pieces, where no manifest says it
 PERFORMED_TEMPO_CHANGES = 0.1  # changes per onset from which a piece counts as performed; scores have far fewer
-
-
-@dataclass(frozen=True)
-class Source:
-    """One piece to read: where it is and what is known of it beforehand."""
-
-    name: str
-    read: Callable[[], Piece]
-    split: str | None = None
-    composer: str = UNKNOWN
-    pack: str = ""
-    licence: str = ""
-    attribution: str = ""
 
 
 @dataclass
@@ -80,8 +69,6 @@ def manifest_sources(folder: Path, manifest: Path) -> list[Source]:
 
 def folder_sources(folder: Path) -> list[Source]:
     """Return every music file under a folder, at any depth; an ABC file gives a source for each of its tunes."""
-    from training.import_music import file_sources, list_music_files
-
     return file_sources(folder, list_music_files(folder))
 
 
@@ -146,8 +133,6 @@ class _FileReader:
     pickup_beats: float | None = None
 
     def __call__(self) -> Piece:
-        from training.import_music import read_music_file
-
         return read_music_file(self.path, self.hand_tracks, self.pickup_beats)
 
 
