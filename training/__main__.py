@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except NocturneError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("stopped")
@@ -115,6 +115,8 @@ def _prepare(options: argparse.Namespace) -> None:
         sources = dataset_sources(options.dataset)
     elif not options.folder.exists():
         raise InvalidDataset(f"{options.folder} does not exist")
+    elif not options.folder.is_dir() and options.folder.suffix != ".csv":
+        raise InvalidDataset(f"{options.folder} is neither a folder nor a manifest (.csv)")
     else:
         folder = options.folder if options.folder.is_dir() else options.folder.parent
         manifest = folder / "manifest.csv" if options.folder.is_dir() else options.folder
@@ -128,7 +130,7 @@ def _prepare(options: argparse.Namespace) -> None:
         )
     save_dataset(options.out, dataset)
     for name, reason in summary.skipped.items():
-        console.print(f"skipped {name}: {reason}", markup=False, highlight=False)
+        console.print(f"skipped {name}: {reason}", markup=False, highlight=False, soft_wrap=True)
     splits = ", ".join(f"{count} {split}" for split, count in sorted(summary.splits.items()))
     print(f"{summary.files} files ({splits}), {summary.notes:,} notes, {summary.seconds / 3600:.2f} hours -> {options.out}")
     print(f"{len(summary.skipped)} skipped; {summary.moved} notes outside the piano moved into it by octaves")
@@ -145,7 +147,7 @@ def _fit(options: argparse.Namespace) -> None:
     if options.resume:
         run = options.resume
         content = load_checkpoint(run / LAST)
-        changed = sorted(given.keys() & (content["fit"].keys() | content["model"].keys()))
+        changed = sorted(given.keys() & (content["fit"].keys() | content["model"].keys() | {"init"}))
         if changed:
             raise CannotResume(f"a resumed run keeps its own settings; leave out {', '.join(changed)}")
         data = options.data or Path(content["data_path"])
@@ -178,7 +180,7 @@ def _fit(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from training.evaluate import evaluate
-    from training.export import EVALUATION
+    from training.export import EVALUATION, weights_hash
     from training.storage import write_atomically
 
     result = evaluate(options.target, options.data, options.split, options.baselines, options.conditions)
@@ -187,7 +189,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.target.is_dir() and options.split == "valid" and not options.conditions:
         # What `export` puts into the model card.
         with write_atomically(options.target / EVALUATION) as file:
-            file.write(json.dumps({**result, "command": command}).encode())
+            file.write(json.dumps({**result, "command": command, "weights": weights_hash(options.target)}).encode())
     if options.json:
         names = ("nats_per_note", "fields", "baselines", "notes", "pieces")
         print(json.dumps({name: result[name] for name in names}))
@@ -208,8 +210,10 @@ def _add_row(table: Table, name: str, total: float, by_field: dict[str, Any]) ->
 
 
 def _export(options: argparse.Namespace) -> None:
-    from training.export import export
+    from training.export import export, read_evaluation
 
+    if read_evaluation(options.target) is None:
+        console.print("no figures of these very weights: `evaluate` the run first, and the model card will have them")
     path, parity = export(options.target, options.out, options.licence, options.attribution)
     print(
         f"{path}: {path.stat().st_size:,} bytes, at most {parity.max_error:.1e} nats from PyTorch over {parity.values:,} values"

@@ -4,6 +4,7 @@ Nothing is written before the check: the file is composed with by the class that
 probabilities for every value it drew.
 """
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ from service.music.representation import (
     time_signature_index,
 )
 from training.batches import make_batch, prepare_piece
-from training.checkpoint import load_network
+from training.checkpoint import BEST, load_network
 from training.data import piece_condition_names
 from training.graph import build_graph
 from training.model import Network
@@ -88,9 +89,7 @@ def export(run: Path, out: Path, licence: str, attribution: str) -> tuple[Path, 
         If the graph differs from PyTorch by more than `PARITY_TOLERANCE`.
     """
     network, content = load_network(run)
-    evaluation_file = (run if run.is_dir() else run.parent) / EVALUATION
-    evaluation = json.loads(evaluation_file.read_text()) if evaluation_file.exists() else None
-    metadata = describe(network, content, evaluation, licence, attribution)
+    metadata = describe(network, content, read_evaluation(run), licence, attribution)
     first = build_graph(network, {METADATA_KEY: json.dumps(metadata)})
     parity = check_parity(network, first.SerializeToString())
     metadata["parity"] = {"max_error_nats": parity.max_error, "values": parity.values}
@@ -101,6 +100,20 @@ def export(run: Path, out: Path, licence: str, attribution: str) -> tuple[Path, 
     with write_atomically(_card_path(path)) as file:
         file.write(write_model_card(path, metadata, content).encode())
     return path, parity
+
+
+def weights_hash(run: Path) -> str:
+    """Return a hash of a run's best checkpoint, the folder or the file itself."""
+    return hashlib.sha256((run / BEST if run.is_dir() else run).read_bytes()).hexdigest()
+
+
+def read_evaluation(run: Path) -> dict[str, Any] | None:
+    """Return what `evaluate` found of a run's best weights; None if it was not run, or on weights that are no longer the best."""
+    file = (run if run.is_dir() else run.parent) / EVALUATION
+    if not file.exists():
+        return None
+    evaluation: dict[str, Any] = json.loads(file.read_text())
+    return evaluation if evaluation["weights"] == weights_hash(run) else None
 
 
 def _card_path(model: Path) -> Path:

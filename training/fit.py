@@ -10,9 +10,12 @@ import hashlib
 import io
 import math
 import platform
+import signal
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,7 +134,7 @@ def fit(
     CannotResume
         If `folder` already holds a run and `resume` is False, or if settings or data differ from those of last.pt.
     KeyboardInterrupt
-        On Ctrl-C, after last.pt was saved.
+        On Ctrl-C, after the step under way was made and last.pt was saved.
     """
     if not resume and (folder / LAST).exists():
         raise CannotResume(f"{folder} already holds a run: resume it, or choose another folder")
@@ -145,7 +148,7 @@ def fit(
         run.average.load_state_dict(run.network.state_dict())
     if resume:
         _restore(run, load_checkpoint(folder / LAST), identity, folder)
-    try:
+    with _interrupt_between_steps() as interrupted:
         while run.step < config.steps and run.since_best < config.patience:
             started = time.monotonic()
             nats = _step(run, config, device, product)
@@ -153,16 +156,41 @@ def fit(
             validated = run.step % config.evaluate_every == 0 or run.step == config.steps
             if validated:
                 _validate(run, valid, config, product, folder, identity)
-            if validated or run.step % config.save_every == 0:
+            if validated or interrupted() or run.step % config.save_every == 0:
                 _save_last(run, folder, last)
+            if interrupted():
+                raise KeyboardInterrupt
             valid_nats = run.history[-1]["valid"] if run.history else None
             speed = run.notes / run.seconds
             left_s = (config.steps - run.step) * run.seconds / run.step
             report(Progress(run.step, config.steps, run.stream.epochs, nats, valid_nats, run.best, speed, left_s))
-    except KeyboardInterrupt:
-        _save_last(run, folder, last)
-        raise
     return {**run.history[-1], "best_nats": run.best}
+
+
+@contextmanager
+def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C wait until the step under way is whole; a second one ends the program at once, and what was saved before holds.
+
+    Yields
+    ------
+    callable
+        Whether Ctrl-C was pressed.
+    """
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set  # signals reach the main thread only
+        return
+
+    def press(number: int, frame: Any) -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+        pressed.set()
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def choose_device(name: str) -> torch.device:

@@ -7,9 +7,10 @@ name, so that adding files later moves no piece to another split.
 import csv
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing import get_context
@@ -144,14 +145,36 @@ def _read_all(sources: Iterable[Source], processes: int) -> Iterator[tuple[Sourc
         for source in sources:
             yield source, _read(source)
         return
-    # spawn: a fork would copy this process's threads' locks. A window of futures keeps the order without reading ahead forever.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        remaining = iter(sources)
-        window = [(s, pool.submit(_read, s)) for s in islice(remaining, 8 * processes)]
-        while window:
-            source, future = window.pop(0)
-            yield source, future.result()
-            window.extend((s, pool.submit(_read, s)) for s in islice(remaining, 1))
+    remaining = iter(sources)
+    while True:
+        # A window of futures keeps the order without reading ahead forever.
+        with _pool(processes) as pool:
+            window = deque((s, pool.submit(_read, s)) for s in islice(remaining, 8 * processes))
+            if not window:
+                return
+            try:
+                while window:
+                    result = window[0][1].result()
+                    yield window.popleft()[0], result
+                    window.extend((s, pool.submit(_read, s)) for s in islice(remaining, 1))
+            except BrokenProcessPool:
+                pass  # one of the window's files took its process with it; which one shows when each is read apart
+        for source, _ in window:
+            yield source, _read_apart(source)
+
+
+def _read_apart(source: Source) -> _Encoded | str:
+    """Read a file in a process of its own."""
+    with _pool(1) as pool:
+        try:
+            return pool.submit(_read, source).result()
+        except BrokenProcessPool:
+            return "the process that read it died"
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    # spawn: a fork would copy this process's threads' locks
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
 
 
 def _read(source: Source) -> _Encoded | str:

@@ -84,3 +84,8 @@ class Chunk:
             conditions=conditions,
             rules=np.zeros((rows, 1), np.float32),
         )
+
+    def twice(self) -> "Chunk":
+        """Return the chunk with every row twice."""
+        arrays = {name: np.repeat(value, 2, axis=0) for name, value in vars(self).items() if name != "biases"}
+        return Chunk(**arrays, biases={name: np.repeat(bias, 2, axis=0) for name, bias in self.biases.items()})

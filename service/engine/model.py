@@ -96,6 +96,10 @@ class OnnxModel:
         probabilities : float32 array, shape (B, K, F)
             Of each value taken, after temperature and bias, before min-p.
         """
+        if len(chunk.forced) == 1:
+            # One row takes other kernels (a product with a vector), which round differently from those of two and more.
+            tokens, after, probabilities = self.run(chunk.twice(), {name: np.repeat(a, 2, axis=0) for name, a in state.items()})
+            return tokens[:1], {name: array[:1] for name, array in after.items()}, probabilities[:1]
         feeds = {
             "forced": _steps_first(chunk.forced),
             "uniforms": _steps_first(chunk.uniforms),

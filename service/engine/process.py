@@ -18,6 +18,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from service.engine.interface import ModelInfo
@@ -27,6 +28,7 @@ from service.errors import EngineFailed, EngineOverloaded, GenerationTimeout, Mo
 
 log = logging.getLogger(__name__)
 
+Outbox = SimpleQueue[Message | None]
 MAX_TRIES = 3  # of one sequence: an engine that dies that often under it is not killed by chance
 _RESTART_PAUSE_S = 0.2
 _START_TIMEOUT_S = 120.0
@@ -64,7 +66,7 @@ class _Pending:
     sequence: Sequence
     deadline: float  # on time.monotonic()
     future: "Future[Composition]"
-    tries: int = 1
+    tries: int = 1  # engines it was handed to
 
 
 class Engine:
@@ -91,7 +93,9 @@ class Engine:
         self._ready = False
         self.restarts = 0
         self._process, self._connection = _spawn(config)
+        self._outbox: Outbox = SimpleQueue()  # to the process; None ends its sender
         self.info = self._await_ready()
+        self._open()
         self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
         self._reader.start()
 
@@ -136,15 +140,16 @@ class Engine:
             pending = _Pending(sequence, float("inf") if deadline is None else deadline, future)
             self._pending[id] = pending
             future.nocturne_id = id  # type: ignore[attr-defined]
-            self._send(_sequence_message(id, pending))
+            if self._ready:  # else it goes out with all the others once the process is there again
+                self._outbox.put(_sequence_message(id, pending))
         return future
 
     def cancel(self, future: "Future[Composition]") -> None:
         """Give a submitted sequence up; its row in the batch is free at the next chunk. No error if it has ended."""
         with self._lock:
             pending = self._pending.pop(future.nocturne_id, None)  # type: ignore[attr-defined]
-            if pending is not None:
-                self._send({"kind": "cancel", "id": future.nocturne_id})  # type: ignore[attr-defined]
+            if pending is not None and self._ready:
+                self._outbox.put({"kind": "cancel", "id": future.nocturne_id})  # type: ignore[attr-defined]
         future.cancel()
 
     def close(self) -> None:
@@ -152,19 +157,31 @@ class Engine:
         with self._lock:
             self._closing, self._ready = True, False
             pending, self._pending = list(self._pending.values()), {}
-            self._connection.close()
+            self._outbox.put(None)
         self._process.terminate()
         self._process.wait()
+        self._reader.join()  # the process's end of the socket is closed: it has nothing more to read
+        self._connection.close()
         for entry in pending:
             _settle(entry.future, EngineFailed("the engine was closed"))
 
-    def _send(self, message: Message) -> None:
-        """Send, lock held. A process that is gone is no error: the reader sees it too, and sends all again."""
-        if self._ready:
-            try:
-                self._connection.send_bytes(pack(message))
-            except OSError:
-                self._ready = False
+    def _open(self) -> None:
+        """Send to a process that is ready, from now on, and first of all what has no answer yet."""
+        lost = []
+        with self._lock:
+            self._outbox = SimpleQueue()
+            for id, pending in list(self._pending.items()):
+                pending.tries += 1
+                if pending.tries > MAX_TRIES:
+                    lost.append(self._pending.pop(id))
+                else:
+                    self._outbox.put(_sequence_message(id, pending))
+            # A thread of its own, since sending can block until the process reads: whoever holds the lock, or reads its
+            # answers, must never wait for that.
+            threading.Thread(target=_send_all, args=(self._outbox, self._connection), name="engine-sender", daemon=True).start()
+            self._ready = True
+        for pending in lost:
+            _settle(pending.future, EngineFailed(f"the engine died {MAX_TRIES} times while it composed this piece"))
 
     def _await_ready(self) -> ModelInfo:
         if not self._connection.poll(_START_TIMEOUT_S):
@@ -177,7 +194,6 @@ class Engine:
         if message["kind"] == "failed":
             self._process.wait()
             raise ModelMismatch(message["error"])
-        self._ready = True
         return ModelInfo(message["name"], message["metadata"], message["provider"])
 
     def _read(self) -> None:
@@ -197,6 +213,7 @@ class Engine:
     def _restart(self) -> None:
         with self._lock:
             self._ready = False
+            self._outbox.put(None)
         log.error("the engine ended with exit code %s; starting it again", self._process.wait())
         while not self._closing:
             time.sleep(_RESTART_PAUSE_S)
@@ -211,24 +228,10 @@ class Engine:
                 self._await_ready()
             except (EngineFailed, ModelMismatch) as error:
                 log.error("the engine cannot be started: %s", error)
-                with self._lock:
-                    self._ready = False
                 continue
-            break
-        self._submit_again()
-
-    def _submit_again(self) -> None:
-        lost = []
-        with self._lock:
             self.restarts += 1
-            for id, pending in list(self._pending.items()):
-                pending.tries += 1
-                if pending.tries > MAX_TRIES:
-                    lost.append(self._pending.pop(id))
-                else:
-                    self._send(_sequence_message(id, pending))
-        for pending in lost:
-            _settle(pending.future, EngineFailed(f"the engine died {MAX_TRIES} times while it composed this piece"))
+            self._open()
+            return
 
 
 def start_engine(model_path: Path, *, slots: int = 32, chunk: int = 16, max_waiting: int = 256, provider: str = "auto") -> Engine:
@@ -246,6 +249,14 @@ def _spawn(config: EngineConfig) -> tuple["subprocess.Popen[bytes]", Connection]
         command = [sys.executable, "-m", "service.engine.worker", f"--fd={theirs.fileno()}", *arguments]
         process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
     return process, Connection(ours.detach())
+
+
+def _send_all(outbox: Outbox, connection: Connection) -> None:
+    while (message := outbox.get()) is not None:
+        try:
+            connection.send_bytes(pack(message))
+        except OSError:  # the process is gone; the reader sees it too, and everything is sent again to the next one
+            return
 
 
 def _settle(future: "Future[Composition]", result: Composition | Exception) -> None:

@@ -98,7 +98,7 @@ def _find_collisions(events: Sequence[_Event]) -> list[Violation]:
     for event in sorted(events, key=lambda event: event.start):
         for pitch in event.pitches:
             sounding = [(start, end) for start, end in held.get(pitch, []) if end > event.start]
-            held[pitch] = [*sounding, (event.start, event.start + event.duration)]
+            held[pitch] = [*sounding[-MAX_HELD:], (event.start, event.start + event.duration)]
             if any(start == event.start for start, _ in sounding):
                 what = f"strikes {pitch_name(pitch)} ({pitch}) twice at {event.start / RESOLUTION:g} quarter notes"
             elif len(sounding) >= MAX_HELD:
@@ -106,4 +106,6 @@ def _find_collisions(events: Sequence[_Event]) -> list[Violation]:
             else:
                 continue
             violations.append(Violation(pointer(event.path), f"{quoted(event.path)} {what}"))
+            if len(violations) == MAX_VIOLATIONS:
+                return violations
     return violations

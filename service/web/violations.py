@@ -43,7 +43,10 @@ def quoted(path: Sequence[str | int]) -> str:
 
 def shown(value: Any) -> str:
     """Return a value as JSON, cut where it is long."""
-    return _cut(orjson.dumps(value).decode())
+    try:
+        return _cut(orjson.dumps(value).decode())
+    except TypeError:  # orjson reads 1024 levels of lists in lists, but writes only 254
+        return "a value nested too deeply to show"
 
 
 def resolve(schema: Schema, root: Schema) -> Schema:

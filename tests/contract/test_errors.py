@@ -301,3 +301,17 @@ def test_no_bytes_that_a_client_can_send_are_the_services_fault(client, body, me
 @given(query=st.text("seedlngth=&%+0123456789.-[]", max_size=30), accept=st.text("audiomx/*;q=.0123456789, ", max_size=20))
 def test_no_query_that_a_client_can_send_is_the_services_fault(client, query, accept):
     assert client.get("/generate", query_string=query, headers={"Accept": accept}).status_code in {200, 406, 422}
+
+
+@pytest.mark.parametrize("body", ["[" * 300 + "]" * 300, '{"seed": ' + "[" * 300 + "]" * 300 + "}"])
+def test_deep_nesting_is_refused_in_words(client, body):
+    response = client.post("/generate", data=body, content_type="application/json")
+    assert response.status_code == 422
+    assert "nested too deeply" in response.get_data(as_text=True) or response.json["errors"]
+
+
+def test_a_melody_of_nothing_but_collisions_is_refused_after_a_few(client):
+    item = {"pitch": [60] * 10, "start": 0, "duration": 16}
+    response = client.post("/generate", json={"seed": [item] * 100})
+    assert response.status_code == 422
+    assert 1 <= len(response.json["errors"]) <= 20

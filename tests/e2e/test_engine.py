@@ -5,6 +5,7 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import wait
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -68,6 +69,20 @@ def test_the_same_notes_in_every_company(model: OnnxModel) -> None:
             assert ours.tobytes() == theirs.tobytes()
     with_threads = run_all(OnnxModel(MODEL, "cpu", threads=2), sequences, slots=40, chunk=16)
     assert all(ours.tobytes() == theirs.tobytes() for ours, theirs in zip(expected, with_threads, strict=True))
+
+
+def test_a_row_alone_has_the_very_state_it_has_in_a_batch(model: OnnxModel) -> None:
+    sequences = random_sequences(3)
+    states = []
+    for company in (sequences[:1], sequences):
+        scheduler = Scheduler(model, 3, 16, 3)
+        for id, sequence in enumerate(company):
+            scheduler.add(id, replace(sequence, length=1000), float("inf"))
+        for _ in range(4):
+            scheduler.step(0.0)
+        states.append({name: array[0] for name, array in scheduler._state.items()})
+    for name, array in states[0].items():
+        assert array.tobytes() == states[1][name].tobytes(), name
 
 
 def test_forced_notes_then_free_equals_one_piece(model: OnnxModel) -> None:

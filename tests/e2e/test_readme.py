@@ -71,3 +71,10 @@ def test_every_make_target_of_the_readme_exists() -> None:
 def test_every_link_inside_the_project_leads_somewhere() -> None:
     for name in re.findall(r"\]\(([^):#]+)\)", README):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "training/LOG.md", "exported/MODEL_CARD.md"])
+def test_no_figure_was_left_to_be_filled_in(name: str) -> None:
+    assert not re.findall(
+        r"\b(?:[A-Z]+_(?:TABLE|MACHINE|RESULT)|BASELINES|SHIPPED|TODO)\b", (ROOT / name).read_text(encoding="utf-8")
+    )

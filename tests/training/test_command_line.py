@@ -1,7 +1,9 @@
 """The command line, from a folder of files to figures: broken files are reported, never fatal."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from tests.training.conftest import make_piece
 from tests.training.test_fit import OPTIONS
 from training.__main__ import main
 from training.data import load_dataset
+from training.prepare import _FileReader, prepare
+from training.source import Source
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,21 @@ def test_splits_do_not_depend_on_the_other_files(folder, tmp_path) -> None:
     assert splits[1].items() <= splits[0].items()
 
 
+class _Killer:
+    """Takes the process that reads it with it, as a parser written in C may."""
+
+    def __call__(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_file_that_kills_its_reader_is_skipped(folder) -> None:
+    sources = [Source(f"piece{i}", _FileReader(folder / "deep" / f"piece{i}.mid")) for i in range(4)]
+    sources.insert(2, Source("killer", _Killer()))
+    dataset, summary = prepare(sources, 2, lambda _: None)
+    assert [info.name for info in dataset.infos] == ["piece0", "piece1", "piece2", "piece3"]
+    assert summary.skipped == {"killer": "the process that read it died"}
+
+
 def test_a_handful_of_pieces_still_has_one_to_validate_on(folder, tmp_path) -> None:
     few = tmp_path / "few"
     few.mkdir()
@@ -95,6 +114,7 @@ def test_prepare_by_manifest_then_fit_evaluate_export(manifest, tmp_path, capfd)
     ("arguments", "message"),
     [
         (["prepare", "nowhere", "--out", "x.npz"], "nowhere does not exist"),
+        (["prepare", __file__, "--out", "x.npz"], "is neither a folder nor a manifest"),
         (["prepare", "--out", "x.npz"], "either a folder or --dataset"),
         (["fit", "missing.npz", "--out", "run"], "missing.npz does not exist"),
         (["fit", "--resume", "nowhere"], "nowhere/last.pt does not exist"),

@@ -32,7 +32,8 @@ def run(dataset, tmp_path_factory):
 
 def test_export_checks_itself_and_describes_itself(run, data_file, tmp_path) -> None:
     result = evaluate(run, data_file, "valid", baselines=data_file)
-    (run / EVALUATION).write_text(json.dumps({**result, "command": "python -m training evaluate"}))
+    record = {**result, "command": "python -m training evaluate", "weights": exporting.weights_hash(run)}
+    (run / EVALUATION).write_text(json.dumps(record))
     path, parity = export(run, tmp_path / "tiny", "CC0", "Learnt from tunes made by a test.")
     assert path == tmp_path / "tiny.onnx"
     assert parity.max_error < 1e-4
@@ -46,6 +47,14 @@ def test_export_checks_itself_and_describes_itself(run, data_file, tmp_path) -> 
     assert f"{result['baselines']['order5']:.3f}" in card
     assert f"{result['nats_per_note']:.3f}" in card
     assert "| made by a test | CC0 | 10 |" in card
+
+
+def test_figures_of_other_weights_are_not_passed_on(run, tmp_path) -> None:
+    (run / EVALUATION).write_text(json.dumps({"nats_per_note": 0.1, "weights": "those of yesterday"}))
+    path, _ = export(run, tmp_path / "tiny", "CC0", "")
+    (run / EVALUATION).unlink()
+    assert OnnxModel(path, "cpu").info.metadata["evaluation"] is None
+    assert "no baselines computed" in (tmp_path / "MODEL_CARD.md").read_text()
 
 
 def test_another_models_card_is_kept(run, tmp_path) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from service.music.representation import encode_piece
 from tests.training.conftest import make_piece
+from training import fit as fitting
 from training.checkpoint import BEST, LAST, InvalidCheckpoint, load_checkpoint, load_network
 from training.data import Dataset, PieceInfo, condition_values
 from training.fit import CannotResume, FitConfig, fit
@@ -127,6 +128,26 @@ def test_stopped_in_the_middle_and_resumed_equals_uninterrupted(how, data_file, 
     assert _losses(run) == _losses(uninterrupted)
     ours, theirs = (load_checkpoint(r / LAST)["network"] for r in (run, uninterrupted))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("where", ["_validate", "_step", "save_checkpoint"])
+def test_ctrl_c_anywhere_in_a_step_waits_until_it_is_whole(where, dataset, small, tmp_path, monkeypatch) -> None:
+    expected = fit(dataset, tmp_path / "whole", small, CONFIG)
+    inner, calls = getattr(fitting, where), []
+
+    def interrupted(*arguments, **options):
+        result = inner(*arguments, **options)
+        calls.append(where)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(dataset, tmp_path / "stopped", small, CONFIG)
+    result = fit(dataset, tmp_path / "stopped", small, CONFIG, resume=True)
+    assert {**result, "seconds": 0} == {**expected, "seconds": 0}
 
 
 def test_full_disk_loses_nothing_older(tmp_path, monkeypatch) -> None:
