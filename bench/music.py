@@ -1,6 +1,6 @@
 """Whether what a model composes looks like music: simple statistics of composed pieces beside those of validation pieces.
 
-    python -m bench.music exported/nocturne.onnx data/piano.npz [--pieces 40] [--length 200] [--temperature 1] [--min-p 0.05]
+    python -m bench.music exported/nocturne.onnx data/piano.npz [--pieces 40] [--length 200] [--temperature 1] [--min-p 0.1]
 
 Composed pieces begin from nothing and may not end before their length; of a validation piece as many notes are taken, from
 its 100th note on. Figures are means over pieces. The last line is JSON.

@@ -17,7 +17,7 @@ FORBIDDEN = np.float32(-1e9)  # as a logit bias: never drawn, yet finite, so tha
 
 # min-p as asked for applies to the pitch. At full strength on the rhythm it flattened it (0.2 % of onsets off the beat where
 # music has 8 %), so the other fields take this share of it.
-MIN_P_SHARE = {"shift": 0.2, "hand": 0.2, "pitch": 1.0, "duration": 0.2, "velocity": 0.2, "tempo": 0.2}
+MIN_P_SHARE = {"shift": 0.1, "hand": 0.1, "pitch": 1.0, "duration": 0.1, "velocity": 0.1, "tempo": 0.1}
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SamplingParams:
     """
 
     temperature: float = 1.0
-    min_p: float = 0.05
+    min_p: float = 0.1
     allow_end: bool = True
 
     @property

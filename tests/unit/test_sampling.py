@@ -36,7 +36,7 @@ def test_temperature_and_min_p_reach_every_field() -> None:
     assert (params.inverse_temperatures() == 2).all()
     min_p = dict(zip(FIELDS, params.min_ps().tolist(), strict=True))
     assert min_p["pitch"] == pytest.approx(0.1)
-    assert min_p["shift"] == pytest.approx(0.02)
+    assert min_p["shift"] == pytest.approx(0.01)
     assert np.isfinite(SamplingParams(temperature=0.001).inverse_temperatures()).all()
 
 
