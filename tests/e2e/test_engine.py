@@ -114,7 +114,11 @@ def test_composed_notes_are_playable(model: OnnxModel) -> None:
 
 
 def test_it_is_music_and_not_one_note(model: OnnxModel) -> None:
-    pieces = run_all(model, [Sequence(seed, 200, params=SamplingParams(allow_end=False)) for seed in range(20)], 20, 16)
+    # With the conditions that the service gives where a request says nothing.
+    known, asked = model.info.metadata["conditions"], model.info.metadata["defaults"]
+    defaults = {"metre": known["metre"].index(asked["time_signature"]), "rendition": known["rendition"].index(asked["rendition"])}
+    params = SamplingParams(allow_end=False)
+    pieces = run_all(model, [Sequence(seed, 200, params=params, conditions=defaults) for seed in range(20)], 20, 16)
     for tokens in pieces:
         notes = decode_tokens(tokens).notes
         most = Counter(notes["pitch"].tolist()).most_common(1)[0][1]
