@@ -19,7 +19,7 @@ from service.music.representation import (
     TIME_SIGNATURES,
     VOCABULARY,
     EncodedPiece,
-    is_note,
+    count_notes,
 )
 from training.storage import write_atomically
 
@@ -80,7 +80,7 @@ class Dataset:
     @property
     def notes(self) -> int:
         """Number of notes, controls not counted."""
-        return sum(int(is_note(piece.tokens).sum()) for piece in self.pieces)
+        return sum(count_notes(piece.tokens) for piece in self.pieces)
 
     def piece_conditions(self, vocabulary: Mapping[str, list[str]] | None = None) -> NDArray[np.int32]:
         """Return the index of each per-piece condition, shape (pieces, C), C in the order of `piece_condition_names`.

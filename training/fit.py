@@ -27,7 +27,7 @@ from service.music.representation import FIELDS
 from training.batches import Augmentation, WindowStream
 from training.checkpoint import BEST, LAST, current_commit, load_checkpoint, save_checkpoint
 from training.data import Dataset
-from training.model import ModelConfig, Network, field_losses
+from training.model import ModelConfig, Network, field_nats
 from training.options import option
 from training.scoring import score_dataset
 from training.storage import write_atomically
@@ -253,8 +253,7 @@ def _step(run: _Run, config: FitConfig, device: torch.device, product: torch.dty
     run.network.train()
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=product == torch.bfloat16):
         logits, state = run.network(batch, state, product)
-    losses = field_losses(logits, batch)
-    total = torch.stack(list(losses.values())).sum()
+    total = torch.stack([nats.sum() for nats in field_nats(logits, batch).values()]).sum()
     notes = int(((batch.target[..., 1] > 0) & batch.mask).sum())
     torch.autograd.backward(total / max(notes, 1))
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), config.clip)

@@ -265,13 +265,13 @@ def grammar() -> dict[str, NDArray[np.float32]]:
     return tables
 
 
-def field_losses(logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Return the nats of each field, summed over the batch where its mask is True."""
-    losses = {}
+def field_nats(logits: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Return the nats of each field of each token, shape (T, B), 0 where the mask is False; in the order of FIELDS."""
+    nats = {}
     for i, name in enumerate(FIELDS):
-        nats = nn.functional.cross_entropy(logits[name].flatten(0, 1), batch.target[..., i].flatten(), reduction="none")
-        losses[name] = (nats * batch.mask.flatten()).sum()
-    return losses
+        loss = nn.functional.cross_entropy(logits[name].flatten(0, 1), batch.target[..., i].flatten(), reduction="none")
+        nats[name] = loss.view(batch.mask.shape) * batch.mask
+    return nats
 
 
 class RunningValues(NamedTuple):

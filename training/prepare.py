@@ -20,7 +20,7 @@ import numpy as np
 
 from service.errors import InvalidMusic
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH, Hand, Piece, sort_notes
-from service.music.representation import EncodedPiece, encode_piece
+from service.music.representation import EncodedPiece, count_notes, encode_piece
 from training.data import SPLITS, UNKNOWN, Dataset, InvalidDataset, PieceInfo, condition_values
 from training.import_music import file_sources, list_music_files, read_music_file
 from training.source import Source
@@ -110,7 +110,7 @@ def prepare(sources: Iterable[Source], processes: int, progress: Callable[[Summa
                 )
             )
             summary.files += 1
-            summary.notes += int((encoded.tokens[:, 1] > 0).sum())
+            summary.notes += count_notes(encoded.tokens)
             summary.seconds += seconds
             summary.moved += moved
             summary.splits[split] += 1

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from service.engine.interface import Chunk
 from service.engine.model import OnnxModel
-from service.music.representation import FIELDS, is_note
+from service.music.representation import FIELDS, count_notes
 from training.batches import whole_pieces
 from training.data import Dataset
-from training.model import Batch, Network
+from training.model import Batch, Network, field_nats
 
 _ENDLESS_BAR = 2**30  # ticks: an exported model is told positions outright, for pieces whose metre changes
 
@@ -77,11 +77,8 @@ def score_dataset(
             batch = window.to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=product == torch.bfloat16):
                 logits, state = network(batch, state, product)
-            for i, name in enumerate(FIELDS):
-                loss = torch.nn.functional.cross_entropy(
-                    logits[name].flatten(0, 1), batch.target[..., i].flatten(), reduction="none"
-                )
-                nats[indices, i] += (loss.view(batch.mask.shape) * batch.mask).sum(dim=0).double().cpu().numpy()
+            for i, loss in enumerate(field_nats(logits, batch).values()):
+                nats[indices, i] += loss.sum(dim=0).double().cpu().numpy()
     return Score(nats, _count_notes(dataset))
 
 
@@ -135,4 +132,4 @@ def forced_chunk(window: Batch, times: NDArray[np.int64]) -> tuple[Chunk, NDArra
 
 
 def _count_notes(dataset: Dataset) -> NDArray[np.int64]:
-    return np.array([int(is_note(piece.tokens).sum()) for piece in dataset.pieces])
+    return np.array([count_notes(piece.tokens) for piece in dataset.pieces])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from service.music.representation import CONTROL, FIELDS, VOCABULARY, Control, TokenArray, is_note
+from service.music.representation import CONTROL, FIELDS, VOCABULARY, Control, TokenArray
 
 MAX_SEED = 2**53 - 1  # what a JSON number holds exactly in every language
 MIN_TEMPERATURE = 1e-3  # below it the likeliest value is taken, as at 0: dividing by less would overflow the logits
@@ -122,11 +122,6 @@ class UniformStream:
         words = self._bits.random_raw(steps * len(FIELDS))
         numbers = (words >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
         return numbers.reshape(steps, len(FIELDS))
-
-
-def count_notes(tokens: TokenArray) -> int:
-    """Return how many of the tokens (N, F) are notes."""
-    return int(is_note(tokens).sum())
 
 
 def is_end(tokens: TokenArray) -> NDArray[np.bool_]:

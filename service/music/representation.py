@@ -126,6 +126,11 @@ def is_note(tokens: TokenArray) -> NDArray[np.bool_]:
     return notes
 
 
+def count_notes(tokens: TokenArray) -> int:
+    """Return how many of the tokens (N, F) are notes."""
+    return int(is_note(tokens).sum())
+
+
 def time_signature_index(signature: TimeSignature) -> int:
     """Return the index into TIME_SIGNATURES of a metre."""
     name = f"{signature.numerator}/{signature.denominator}"

@@ -14,11 +14,11 @@ import pytest
 
 from service.engine.model import OnnxModel
 from service.engine.process import Engine, start_engine
-from service.engine.sampling import SamplingParams, Sequence, count_notes
+from service.engine.sampling import SamplingParams, Sequence
 from service.engine.scheduler import Scheduler
 from service.errors import EngineFailed, EngineOverloaded, GenerationTimeout, ModelMismatch
 from service.music.piece import NOTE, records
-from service.music.representation import CONTROL, Control, decode_tokens, encode_notes
+from service.music.representation import CONTROL, Control, count_notes, decode_tokens, encode_notes
 
 MODEL = next(iter(sorted((Path(__file__).parents[2] / "exported").glob("*.onnx"))))
 MELODY = encode_notes(records(NOTE, [(12 * i, 60 + step, 12, 70, 1) for i, step in enumerate((0, 2, 4, 5, 7, 5, 4, 2))]))

@@ -9,7 +9,7 @@ from service.music.representation import CONTROL, DURATIONS, FIELDS, PITCH_OFFSE
 from tests.training.conftest import make_piece
 from training.batches import Augmentation, WindowStream, augment, make_batch, prepare_piece, whole_pieces
 from training.lstm import TORCH_ORDER, LSTMLayer
-from training.model import LAST_FIELDS, MAX_HELD, PROFILE_DECAYS, Network, field_losses, running_values
+from training.model import LAST_FIELDS, MAX_HELD, PROFILE_DECAYS, Network, field_nats, running_values
 from training.scoring import score_dataset
 
 
@@ -143,5 +143,5 @@ def test_losses_are_those_of_the_scores(dataset, small) -> None:
         batch = next(windows)
         with torch.no_grad():
             logits, _ = network(batch, network.initial_state(len(indices)))
-        total = sum(loss.item() for loss in field_losses(logits, batch).values())
+        total = sum(nats.sum().item() for nats in field_nats(logits, batch).values())
     assert total == pytest.approx(score_dataset(network, dataset, with_conditions=False).nats.sum(), rel=1e-4)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from service.engine.sampling import FORBIDDEN, MAX_SEED, SamplingParams, Sequence, UniformStream, count_notes, is_end
+from service.engine.sampling import FORBIDDEN, MAX_SEED, SamplingParams, Sequence, UniformStream, is_end
 from service.engine.wire import pack, unpack
-from service.music.representation import FIELDS, VOCABULARY, Control
+from service.music.representation import FIELDS, VOCABULARY, Control, count_notes
 
 
 def test_random_numbers_are_those_of_ever() -> None:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from service.engine.interface import Chunk, State
-from service.engine.sampling import Composition, SamplingParams, Sequence, count_notes
+from service.engine.sampling import Composition, SamplingParams, Sequence
 from service.engine.scheduler import Scheduler
 from service.errors import EngineOverloaded, GenerationTimeout
-from service.music.representation import CONTROL, FIELDS, Control, is_note
+from service.music.representation import CONTROL, FIELDS, Control, count_notes, is_note
 
 FOREVER = float("inf")
 
