@@ -146,7 +146,7 @@ def read_midi(data: bytes, hand_tracks: Mapping[int, Hand] | None = None, pickup
     )
 
 
-def write_midi(piece: Piece) -> bytes:
+def write_midi(piece: Piece, end: int = 0) -> bytes:
     """Write a piece as a MIDI file of format 1.
 
     Every note on has its note off; a key that is struck again while it sounds goes to another channel, so that any reader pairs
@@ -156,6 +156,8 @@ def write_midi(piece: Piece) -> bytes:
     ----------
     piece : Piece
         The music. Times are written exactly.
+    end : int
+        Tick at which the tracks end, if the last note ends before.
 
     Returns
     -------
@@ -168,14 +170,15 @@ def write_midi(piece: Piece) -> bytes:
         If more notes hold one key at once than MIDI has channels for.
     """
     midi = mido.MidiFile(type=1, ticks_per_beat=WRITTEN_TICKS_PER_BEAT, charset="utf-8")
-    midi.tracks.append(_conductor_track(piece))
+    end = max(end, piece.end)
+    midi.tracks.append(_conductor_track(piece, end))
     channels = _assign_channels(piece.notes)
     hands = piece.notes["hand"]
     for hand, name in _TRACKS:
         chosen = hands == hand
         if hand is Hand.UNKNOWN and not chosen.any():
             continue
-        midi.tracks.append(_hand_track(name, _CHANNELS[hand], piece.notes[chosen], channels[chosen], piece.pedals, piece.end))
+        midi.tracks.append(_hand_track(name, _CHANNELS[hand], piece.notes[chosen], channels[chosen], piece.pedals, end))
     out = io.BytesIO()
     midi.save(file=out)
     return out.getvalue()
@@ -310,7 +313,7 @@ def _note_records(raw: list[_RawNote], hands: dict[tuple[int, int], Hand], scale
     return sort_notes(notes)
 
 
-def _conductor_track(piece: Piece) -> mido.MidiTrack:
+def _conductor_track(piece: Piece, end: int) -> mido.MidiTrack:
     events: list[tuple[int, mido.MetaMessage]] = []
     if piece.title:
         events.append((0, mido.MetaMessage("track_name", name=piece.title)))
@@ -324,7 +327,7 @@ def _conductor_track(piece: Piece) -> mido.MidiTrack:
         events.append((0, mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(DEFAULT_QPM))))
     for time, qpm in piece.tempos:
         events.append((int(time), mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(float(qpm)))))
-    return _track(sorted(events, key=lambda event: event[0]), piece.end)
+    return _track(sorted(events, key=lambda event: event[0]), end)
 
 
 def _written_metre(piece: Piece) -> Iterator[tuple[int, int, int]]:

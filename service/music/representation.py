@@ -72,6 +72,7 @@ VELOCITIES = np.concatenate([[0], np.arange(2, 128, 4)])
 # 15, 30, 60, 240 and 480. Index 0 is "none".
 TEMPO_STEPS_PER_DOUBLING = 18
 _LOWEST_TEMPO, _HIGHEST_TEMPO = -71, 36  # 7.8 and 480 quarter notes per minute: the piano data goes down to 8.0
+DEFAULT_TEMPO_INDEX = 1 - _LOWEST_TEMPO  # of DEFAULT_QPM
 TEMPOS = np.concatenate([[0.0], DEFAULT_QPM * 2 ** (np.arange(_LOWEST_TEMPO, _HIGHEST_TEMPO + 1) / TEMPO_STEPS_PER_DOUBLING)])
 
 VOCABULARY = NoteToken(
@@ -117,6 +118,14 @@ class EncodedPiece:
     positions: NDArray[np.int32]
     metres: NDArray[np.int32]
     start_position: int
+
+    def from_token(self, start: int, tokens: TokenArray) -> "EncodedPiece":
+        """Return the rest of the piece from a token on, which sounds at once; `tokens` (N, F) replace its own."""
+        if not start:
+            return EncodedPiece(tokens, self.positions, self.metres, self.start_position)
+        tokens = tokens[start:].copy()
+        tokens[0, 0] = 0
+        return EncodedPiece(tokens, self.positions[start:], self.metres[start:], int(self.positions[start]))
 
 
 def is_note(tokens: TokenArray) -> NDArray[np.bool_]:

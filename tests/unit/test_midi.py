@@ -492,6 +492,14 @@ def test_every_track_with_notes_has_the_pedal_and_it_is_let_go() -> None:
         assert pedal == [(24, 64, 127), (48, 64, 0)]
 
 
+def test_every_track_can_end_after_the_last_note() -> None:
+    piece = Piece(records(NOTE, [(0, 60, 24, 64, R)]), pedals=records(PEDAL, [(0, True)]))
+    for end, expected in ((0, 24), (24, 24), (96, 96)):
+        tracks = mido.MidiFile(file=io.BytesIO(write_midi(piece, end))).tracks
+        assert [sum(message.time for message in track) for track in tracks] == [20 * expected] * 3
+        assert read_midi(write_midi(piece, end)).pedals.tolist() == [(0, True), (expected, False)]
+
+
 def test_without_a_tempo_it_says_midis_own() -> None:
     file = mido.MidiFile(file=io.BytesIO(write_midi(Piece(records(NOTE, [(0, 60, 24, 64, R)])))))
     tempos = [m.tempo for m in file.tracks[0] if m.type == "set_tempo"]

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidMusic
-from service.music.names import parse_pitch_name, pitch_name
+from service.music.names import fold, parse_pitch_name, pitch_name
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,11 @@ def test_any_text_is_a_key_or_refused(text):
         assert 21 <= parse_pitch_name(text) <= 108
     except InvalidMusic:
         pass
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [("Żeleński", "zelenski"), ("Łodwigowski", "lodwigowski"), (" ALBÉNIZ ", "albeniz"), ("Dvor\u030cák", "dvorak")],
+)
+def test_names_are_compared_without_accents_and_capitals(text, plain):
+    assert fold(text) == plain
