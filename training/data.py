@@ -21,11 +21,10 @@ from service.music.representation import (
     EncodedPiece,
     count_notes,
 )
+from training.conditions import KEYS, RENDITIONS, TEMPO_CLASSES, UNKNOWN
 from training.storage import write_atomically
 
 SPLITS = ("train", "valid", "test")
-UNKNOWN = "unknown"  # index 0 of every condition: "not given"
-RENDITIONS = (UNKNOWN, "score", "performed")
 MIN_COMPOSER_PIECES = 5  # of the train split; what a composer with fewer pieces sounds like cannot be learnt
 
 
@@ -41,6 +40,8 @@ class PieceInfo:
     split: str
     composer: str = UNKNOWN
     rendition: str = UNKNOWN
+    key: str = UNKNOWN
+    tempo: str = UNKNOWN
     pack: str = ""
     seconds: float = 0.0
     licence: str = ""
@@ -105,7 +106,13 @@ def condition_values(infos: list[PieceInfo]) -> dict[str, list[str]]:
     """Return the conditions and their values as the train split supports them."""
     composers = [info.composer for info in infos if info.split == "train"]
     known = sorted({c for c in composers if c != UNKNOWN and composers.count(c) >= MIN_COMPOSER_PIECES})
-    return {"metre": list(TIME_SIGNATURES), "composer": [UNKNOWN, *known], "rendition": list(RENDITIONS)}
+    return {
+        "metre": list(TIME_SIGNATURES),
+        "composer": [UNKNOWN, *known],
+        "rendition": list(RENDITIONS),
+        "key": list(KEYS),
+        "tempo": list(TEMPO_CLASSES),
+    }
 
 
 def save_dataset(path: Path, dataset: Dataset) -> None:

@@ -135,10 +135,15 @@ def dataset_sources(name: str, downloads: Path = Path("data")) -> list[Source]:
     return file_sources(folder, paths, pack=name)
 
 
-def _corpus_sources(collection: str) -> list[Source]:
+def corpus_file(name: str) -> Path:
+    """Return where a file of the corpus that music21 carries lies, such as "bach/bwv66.6.mxl"."""
     from music21 import common
 
-    folder = Path(common.getCorpusFilePath())
+    return Path(common.getCorpusFilePath()) / name
+
+
+def _corpus_sources(collection: str) -> list[Source]:
+    folder = corpus_file("")
     collections = sorted({path.relative_to(folder).parts[0] for path in list_music_files(folder)})
     if collection and collection not in collections:
         raise InvalidDataset(f"music21's corpus has no folder {collection!r}; it has {', '.join(collections)}")

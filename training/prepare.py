@@ -19,9 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from service.errors import InvalidMusic
+from service.music.keys import KEY_NAMES
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH, Hand, Piece, sort_notes
 from service.music.representation import EncodedPiece, count_notes, encode_piece
-from training.data import SPLITS, UNKNOWN, Dataset, InvalidDataset, PieceInfo, condition_values
+from training.conditions import TEMPO_CLASSES, UNKNOWN, key_and_tempo, tempo_class
+from training.data import SPLITS, Dataset, InvalidDataset, PieceInfo, condition_values
 from training.import_music import file_sources, list_music_files, read_music_file
 from training.source import Source
 
@@ -102,11 +104,21 @@ def prepare(sources: Iterable[Source], processes: int, progress: Callable[[Summa
             summary.skipped[source.name] = result
         else:
             encoded, rendition, seconds, moved = result
+            key, tempo = key_and_tempo(encoded.tokens)
             split = source.split or _split_of(source.name)
             pieces.append(encoded)
             infos.append(
                 PieceInfo(
-                    source.name, split, source.composer, rendition, source.pack, seconds, source.licence, source.attribution
+                    source.name,
+                    split,
+                    composer=source.composer,
+                    rendition=rendition,
+                    key=KEY_NAMES[key],
+                    tempo=TEMPO_CLASSES[tempo_class(tempo)],
+                    pack=source.pack,
+                    seconds=seconds,
+                    licence=source.licence,
+                    attribution=source.attribution,
                 )
             )
             summary.files += 1

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.music.piece import Piece
-from training.data import UNKNOWN
+from training.conditions import UNKNOWN
 
 
 @dataclass(frozen=True)

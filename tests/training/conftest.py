@@ -35,7 +35,9 @@ def dataset() -> Dataset:
     infos = []
     for i in range(12):
         split = "valid" if i >= 10 else "train"
-        infos.append(PieceInfo(f"piece{i}", split, composers[i % 6], "score", "tunes", 30.0, "CC0", "made by a test"))
+        key, tempo = "C major", "120"
+        origin = {"pack": "tunes", "seconds": 30.0, "licence": "CC0", "attribution": "made by a test"}
+        infos.append(PieceInfo(f"piece{i}", split, composers[i % 6], "score", key, tempo, **origin))
     pieces = tuple(encode_piece(make_piece(i)) for i in range(12))
     return Dataset(pieces, tuple(infos), condition_values(infos))
 
@@ -49,4 +51,6 @@ def data_file(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def small(dataset: Dataset) -> ModelConfig:
-    return ModelConfig(layers=2, hidden=32, embedding=24, head=16, dropout=0.1, conditions=dataset.conditions)
+    """Return the shape of a network whose memory is shorter than the pieces."""
+    sizes = {"layers": 2, "hidden": 32, "embedding": 24, "head": 16, "memory": 40, "key": 8, "offers": 4, "read": 12}
+    return ModelConfig(**sizes, dropout=0.1, conditions=dataset.conditions)
