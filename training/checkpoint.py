@@ -51,6 +51,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def save_weights(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint with weights in half precision: half as large, and enough to begin another training with."""
+    halves = {name: weights.half() if weights.is_floating_point() else weights for name, weights in content["network"].items()}
+    save_checkpoint(path, {**content, "network": halves})
+
+
 def load_network(run: Path) -> tuple[Network, dict[str, Any]]:
     """Return the best network of a run, in evaluation mode, and its checkpoint; `run` is the folder or the file itself."""
     content = load_checkpoint(run / BEST if run.is_dir() else run)

@@ -27,7 +27,7 @@ CONFIG = FitConfig(
 )
 OPTIONS = (
     "--steps 40 --rows 4 --window 32 --warmup 5 --evaluate-every 10 --save-every 5 --hidden 32 --embedding 24 --head 16 "
-    "--precision fp32 --device cpu"
+    "--memory 40 --key 8 --offers 4 --read 12 --precision fp32 --device cpu"
 ).split()
 
 
@@ -37,9 +37,10 @@ def test_overfits_a_phrase(tmp_path) -> None:
     dataset = Dataset((phrase, phrase), infos, condition_values(list(infos)))
     config = replace(
         CONFIG, steps=150, rows=1, window=64, learning_rate=1e-2, weight_decay=0.0, transpose=0, tempo_steps=0,
-        velocity_steps=0, evaluate_every=150,
+        velocity_steps=0, endings=0.0, tell_notes=0.0, tell_bars=0.0, hide=1.0, misheard=0.0, evaluate_every=150,
     )  # fmt: skip
-    model = ModelConfig(layers=1, hidden=64, embedding=64, head=64, dropout=0.0, conditions=dataset.conditions)
+    sure = {"dropout": 0.0, "offer_dropout": 0.0}
+    model = ModelConfig(layers=2, hidden=64, embedding=64, head=64, memory=32, **sure, conditions=dataset.conditions)
     assert fit(dataset, tmp_path, model, config)["valid"] < 0.1
 
 
