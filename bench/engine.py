@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from service.engine.model import OnnxModel
-from service.engine.sampling import SamplingParams, Sequence
+from service.engine.sampling import Sequence
 from service.engine.scheduler import Scheduler
 
 PIECES, LENGTH, CHUNK = 32, 100, 16
@@ -23,7 +23,7 @@ def compose_all(model: OnnxModel, slots: int) -> float:
     """Return the seconds that all pieces take with so many rows."""
     scheduler = Scheduler(model, slots, CHUNK, PIECES)
     for seed in range(PIECES):
-        scheduler.add(seed, Sequence(seed, LENGTH, params=SamplingParams(allow_end=False)), float("inf"))
+        scheduler.add(seed, Sequence(seed, LENGTH), float("inf"))
     started = time.perf_counter()
     while scheduler.running or scheduler.waiting:
         scheduler.step(0.0)

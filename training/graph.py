@@ -11,7 +11,9 @@ Inputs (K steps, B rows, F fields in `NoteToken` order)
     min_p                float (B, F)
     bias_<field>         float (B, V)      added to the logits of the field after the temperature
     conditions           int32 (B, C)      per-piece conditions
-    rules                float (B, 1)      1: keep the notes playable; 0: the network's own distribution
+    copying              float (B, 1)      factor of the weight of what the memory offers; 1: as the network has learnt it
+    left                 int32 (B, 2)      notes of the piece, and the tick of its last barline; -1 where it is not told
+    rules                float (B, 1)      1: keep the notes playable, end at the last barline; 0: the network as it is
     state_<name>         (B, ...)          zeros before the first token, but for `state_position`
 Outputs
     tokens               int32 (K, B, F)
@@ -19,17 +21,25 @@ Outputs
     next_<name>          the state after
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH
-from service.music.representation import DURATIONS, FIELDS, MAX_BAR, VOCABULARY, Control
+from service.music.representation import CONTROL, DURATIONS, FIELDS, MAX_BAR, VOCABULARY, Control
+from training.conditions import (
+    BARS_LEFT_CLASS,
+    EXPECTED_PITCH_CLASSES,
+    EXPECTED_TEMPO,
+    MAX_BARS_LEFT,
+    MAX_NOTES_LEFT,
+    NOTES_LEFT_CLASS,
+)
+from training.graph_memory import BUFFERS, CARRIED, MemoryNodes, buffer_shapes, close_buffers, memory_state, open_buffers
 from training.model import (
+    COPIED_FIELDS,
     HANDS,
     LAST_FIELDS,
     MAX_HELD,
@@ -42,62 +52,16 @@ from training.model import (
     grammar,
     profile_steps,
 )
+from training.nodes import Array, Nodes, Value, transposed
 
 OPSET = 21
 IR_VERSION = 10  # what onnx 1.16 wrote with opset 21, so that onnxruntime from 1.18 on loads it
 KEYS = HIGHEST_PITCH - LOWEST_PITCH + 1
 CONTROLS = len(Control)
 MAX_CONTROLS = 4  # in a row; the data has few longer runs, and a piece must go on
+MAX_REPEATS = 8  # of one pitch in a row; a ninth is what a broken record plays (2 of 1,000 excerpts of real pieces have one)
+MAX_STRETCH = 24  # semitones that one hand strikes at one onset
 UNPLAYABLE = -1e4  # milder than FORBIDDEN of a request's biases, which win where everything is unplayable
-
-Value = str  # the name of a tensor in the graph
-Array = NDArray[Any]
-
-
-@dataclass
-class _Nodes:
-    """A growing list of nodes and constants; `op` returns the name of what a node makes."""
-
-    prefix: str
-    nodes: list[Any] = field(default_factory=list)
-    constants: dict[str, Array] = field(default_factory=dict)
-    _shared: dict[tuple[Any, ...], Value] = field(default_factory=dict)
-
-    def op(self, kind: str, *inputs: Value, name: str = "", **attributes: Any) -> Value:
-        output = name or f"{self.prefix}_{kind.lower()}_{len(self.nodes)}"
-        self.nodes.append(
-            helper.make_node(kind, inputs, [output], name=f"{self.prefix}_node_{len(self.nodes)}_{kind}", **attributes)
-        )
-        return output
-
-    def split(self, value: Value, parts: int, axis: int) -> list[Value]:
-        outputs = [f"{self.prefix}_split_{len(self.nodes)}_{i}" for i in range(parts)]
-        self.nodes.append(
-            helper.make_node(
-                "Split", [value], outputs, name=f"{self.prefix}_node_{len(self.nodes)}_Split", axis=axis, num_outputs=parts
-            )
-        )
-        return outputs
-
-    def constant(self, array: Array, name: str = "") -> Value:
-        key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._shared:
-            self._shared[key] = name or f"constant_{len(self.constants)}"
-            self.constants[self._shared[key]] = array
-        return self._shared[key]
-
-    def ints(self, *values: int) -> Value:
-        return self.constant(np.array(values, np.int32))
-
-    def axes(self, *values: int) -> Value:
-        return self.constant(np.array(values, np.int64))
-
-    def slice(self, value: Value, start: int, stop: int, axis: int = 1) -> Value:
-        return self.op("Slice", value, self.axes(start), self.axes(stop), self.axes(axis))
-
-    def flag(self, condition: Value) -> Value:
-        """Return a bool tensor as float."""
-        return self.op("Cast", condition, to=TensorProto.FLOAT)
 
 
 def build_graph(network: Network, metadata: dict[str, str]) -> onnx.ModelProto:
@@ -118,21 +82,32 @@ def build_graph(network: Network, metadata: dict[str, str]) -> onnx.ModelProto:
     weights = {name: tensor.detach().numpy().astype(np.float32) for name, tensor in network.state_dict().items()}
     step = _Step(network, weights)
     body = step.build()
-    outer = _Nodes("run", constants=step.n.constants)
-    states = step.state_shapes(network)
+    outer = Nodes("run", constants=step.n.constants)
+    config = network.config
+    carried, whole = step.state_shapes(network), memory_state(config)
+    states = carried | whole
     piece_gates = _condition_gates(outer, network, weights)
     outer.op("Identity", piece_gates, name="piece_gates")
-    scan_outputs = [f"next_{name}" for name in states] + ["tokens", "probabilities"]
+    outer.op("Identity", _key_profiles(outer, network), name="key_profiles")
+    open_buffers(outer, config)
     outer.nodes.append(
         helper.make_node(
             "Scan",
-            [f"state_{name}" for name in states] + ["forced", "uniforms", "metre"],
-            scan_outputs,
+            [
+                *(f"state_{name}" for name in carried),
+                *(f"empty_{name}" for name in BUFFERS),
+                "forced",
+                "uniforms",
+                "metre",
+                "steps",
+            ],
+            [*(f"next_{name}" for name in carried), *(f"last_{name}" for name in BUFFERS), "tokens", "probabilities"],
             name="compose",
             body=body,
-            num_scan_inputs=3,
+            num_scan_inputs=4,
         )
     )
+    close_buffers(outer, config)
     inputs = [_info(name, *spec) for name, spec in _inputs(network).items()]
     inputs += [_info(f"state_{name}", kind, ["B", *shape]) for name, (kind, shape) in states.items()]
     outputs = [_info(f"next_{name}", kind, ["B", *shape]) for name, (kind, shape) in states.items()]
@@ -158,6 +133,8 @@ def _inputs(network: Network) -> dict[str, tuple[int, list[Any]]]:
         "inverse_temperature": (TensorProto.FLOAT, ["B", fields]),
         "min_p": (TensorProto.FLOAT, ["B", fields]),
         "conditions": (TensorProto.INT32, ["B", len(network.condition_embeddings) - 1]),
+        "left": (TensorProto.INT32, ["B", 2]),
+        "copying": (TensorProto.FLOAT, ["B", 1]),
         "rules": (TensorProto.FLOAT, ["B", 1]),
     }
     return inputs | {f"bias_{n}": (TensorProto.FLOAT, ["B", size]) for n, size in VOCABULARY._asdict().items()}
@@ -167,27 +144,39 @@ def _info(name: str, kind: int, shape: list[Any]) -> Any:
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def _condition_gates(n: _Nodes, network: Network, weights: dict[str, Array]) -> Value:
+def _condition_gates(n: Nodes, network: Network, weights: dict[str, Array]) -> Value:
     """Return the first layer's bias and what the conditions of the piece add to it, (B, 4H): once a run, not once a note."""
     names = [name for name in network.condition_embeddings if name != "metre"]
     gates = n.constant(weights["layers.0.bias"][None])
     for i, name in enumerate(names):
-        table = n.constant(weights[f"condition_embeddings.{name}.weight"] @ weights["layers.0.weight_x"].T)
+        embedding = weights[f"condition_embeddings.{name}.weight"]
+        if name == "key":
+            embedding = embedding + EXPECTED_PITCH_CLASSES.astype(np.float32) @ weights["key_input.weight"].T
+        table = n.constant(embedding @ weights["layers.0.weight_x"].T)
         index = n.op("Gather", "conditions", n.constant(np.array(i, np.int64)), axis=1)
         gates = n.op("Add", gates, n.op("Gather", table, index, axis=0))
     return gates
+
+
+def _key_profiles(n: Nodes, network: Network) -> Value:
+    """Return the profile of the key asked for from each pitch class on, (B, 12, 12)."""
+    names = [name for name in network.condition_embeddings if name != "metre"]
+    rolled = EXPECTED_PITCH_CLASSES[:, PROFILE_ROLL[:, :PITCH_CLASSES]].astype(np.float32)
+    index = n.op("Gather", "conditions", n.constant(np.array(names.index("key"), np.int64)), axis=1)
+    return n.op("Gather", n.constant(rolled), index, axis=0)
 
 
 class _Step:
     """The body of the Scan: one token for every row."""
 
     def __init__(self, network: Network, weights: dict[str, Array]) -> None:
-        self.n = _Nodes("step")
+        self.n = Nodes("step")
         self.layers = len(network.layers)
         self.network, self.weights = network, weights
+        self.memory = MemoryNodes(self.n, network.config, weights)
 
     def state_shapes(self, network: Network) -> dict[str, tuple[int, list[int]]]:
-        """Return type and shape, without rows, of each part of the state."""
+        """Return type and shape, without rows, of each part of the state that the Scan carries."""
         hidden = network.config.hidden
         shapes: dict[str, tuple[int, list[int]]] = {}
         for i in range(self.layers):
@@ -204,6 +193,9 @@ class _Step:
             "sounding": (integer, [KEYS]),  # ticks until each key is released
             "pedal": (integer, [1]),  # 1 while down
             "controls": (integer, [1]),  # control tokens in a row
+            "repeats": (integer, [1]),  # notes in a row of the last pitch
+            "lowest": (integer, [HANDS]),  # pitch of each hand's first note at the last onset, 0 if it has none there
+            **{name: spec for name, spec in memory_state(network.config).items() if name in CARRIED},
         }
 
     def build(self) -> Any:
@@ -216,15 +208,17 @@ class _Step:
         self._advance(drawn, tokens)
         n.op("Concat", *tokens, axis=1, name="out_token")
         n.op("Concat", *[probabilities[name] for name in FIELDS], axis=1, name="out_probability")
-        inputs = [_info(f"in_{name}", kind, ["B", *shape]) for name, (kind, shape) in states.items()]
+        carried = states | buffer_shapes(self.network.config)
+        inputs = [_info(f"in_{name}", kind, ["B", *shape]) for name, (kind, shape) in carried.items()]
         inputs += [
             _info("in_forced", TensorProto.INT32, ["B", len(FIELDS)]),
             _info("in_uniform", TensorProto.FLOAT, ["B", len(FIELDS)]),
             _info("in_metre", TensorProto.INT32, ["B", 3]),
+            _info("in_step", TensorProto.INT32, []),
         ]
-        outputs = [_info(f"out_{name}", kind, ["B", *shape]) for name, (kind, shape) in states.items() if name != "token"]
-        names = list(states)
-        outputs.insert(names.index("token"), _info("out_next_token", TensorProto.INT32, ["B", len(FIELDS)]))
+        # The token is an output twice, as state and as result: the names of outputs must differ.
+        names = {name: "out_next_token" if name == "token" else f"out_{name}" for name in carried}
+        outputs = [_info(names[name], kind, ["B", *shape]) for name, (kind, shape) in carried.items()]
         outputs += [
             _info("out_token", TensorProto.INT32, ["B", len(FIELDS)]),
             _info("out_probability", TensorProto.FLOAT, ["B", len(FIELDS)]),
@@ -232,30 +226,64 @@ class _Step:
         n.op("Identity", "out_token", name="out_next_token")
         return helper.make_graph(n.nodes, "one_note", inputs, outputs)
 
+    def _expected(self, state: Value, condition: str, table: Array) -> Value:
+        """Return a running value; before the first note, what a condition lets expect."""
+        n = self.n
+        names = [name for name in self.network.condition_embeddings if name != "metre"]
+        if condition not in names:
+            return state
+        index = n.op("Gather", "conditions", n.constant(np.array(names.index(condition), np.int64)), axis=1)
+        expected = n.op("Gather", n.constant(table), index, axis=0)
+        return n.op("Where", n.op("Equal", "in_notes", n.ints(0)), expected, state)
+
     def _lstm(self) -> Value:
         """Return the last layer's output (B, H)."""
         n, w = self.n, self.weights
+        self.tempo = self._expected("in_tempo", "tempo", EXPECTED_TEMPO[:, None])
+        profiles = np.tile(EXPECTED_PITCH_CLASSES, len(PROFILE_DECAYS)).astype(np.float32)
+        self.profile = self._expected("in_profile", "key", profiles)
         # The first layer's product with each embedding, one row a value, all tables in one.
         embeddings = [w[f"field_embeddings.{name}.weight"] for name in FIELDS]
         embeddings += [w["position_embedding.weight"], w["tempo_embedding.weight"], w["condition_embeddings.metre.weight"]]
         for name in ("last_pitch_embeddings", "held_embeddings"):
             embeddings += [w[f"{name}.{hand}.weight"] for hand in range(1, HANDS)]
+        embeddings += [w[f"{name}_embedding.weight"] for name in ("matched", "notes_left", "bars_left")]
         table = n.constant(np.concatenate(embeddings) @ w["layers.0.weight_x"].T, "first_layer_table")
         starts = np.cumsum([0] + [len(e) for e in embeddings[:-1]]).astype(np.int32)
         self.metre_index, self.bar, self.offset = (n.slice("in_metre", i, i + 1) for i in range(3))
         hands = [n.slice("in_last_pitch", 1, HANDS), n.op("Min", n.slice("in_held", 1, HANDS), n.ints(MAX_HELD))]
-        values = n.op("Concat", "in_token", "in_position", "in_tempo", self.metre_index, *hands, axis=1)
+        own = ["in_token", "in_position", self.tempo, self.metre_index, *hands]
+        self.notes_left, self.bars_left = self._notes_left(), self._bars_left()
+        values = n.op("Concat", *own, self.memory.matched(), self.notes_left, self.bars_left, axis=1)
         rows = n.op("Gather", table, n.op("Add", values, n.constant(starts[None])), axis=0)
         gates = n.op("Add", n.op("ReduceSum", rows, n.axes(1), keepdims=0), "piece_gates")
-        profile = n.constant(_transposed(w["layers.0.weight_x"] @ w["profile_input.weight"]))
-        gates = n.op("Add", gates, n.op("MatMul", "in_profile", profile))
-        gates = n.op("Add", gates, n.op("MatMul", "in_h0", n.constant(_transposed(w["layers.0.weight_h"]), "layer_0")))
+        profile = n.constant(transposed(w["layers.0.weight_x"] @ w["profile_input.weight"]))
+        gates = n.op("Add", gates, n.op("MatMul", self.profile, profile))
+        gates = n.op("Add", gates, n.op("MatMul", "in_h0", n.constant(transposed(w["layers.0.weight_h"]), "layer_0")))
         x = self._cell(0, gates)
+        x = n.op("Concat", x, self.memory.point(x, self.metre_index), axis=1)
         for i in range(1, self.layers):
             both = np.concatenate([w[f"layers.{i}.weight_x"], w[f"layers.{i}.weight_h"]], axis=1)
-            product = n.op("MatMul", n.op("Concat", x, f"in_h{i}", axis=1), n.constant(_transposed(both), f"layer_{i}"))
+            product = n.op("MatMul", n.op("Concat", x, f"in_h{i}", axis=1), n.constant(transposed(both), f"layer_{i}"))
             x = self._cell(i, n.op("Add", product, n.constant(w[f"layers.{i}.bias"])))
         return x
+
+    def _notes_left(self) -> Value:
+        """Return the class of the notes left, (B, 1): 0 if not told."""
+        n = self.n
+        told = n.slice("left", 0, 1)
+        count = n.op("Max", n.op("Min", n.op("Sub", told, "in_notes"), n.ints(MAX_NOTES_LEFT)), n.ints(0))
+        by_count = n.op("Gather", n.constant(NOTES_LEFT_CLASS.astype(np.int32)), count, axis=0)
+        return n.op("Where", n.op("Less", told, n.ints(0)), n.ints(0), by_count)
+
+    def _bars_left(self) -> Value:
+        """Return the class of the bars left, (B, 1): 0 if not told."""
+        n = self.n
+        self.end = n.slice("left", 1, 2)
+        ticks = n.op("Max", n.op("Sub", self.end, "in_time"), n.ints(0))
+        bars = n.op("Div", n.op("Add", ticks, n.op("Sub", self.bar, n.ints(1))), self.bar)
+        by_count = n.op("Gather", n.constant(BARS_LEFT_CLASS.astype(np.int32)), n.op("Min", bars, n.ints(MAX_BARS_LEFT)), axis=0)
+        return n.op("Where", n.op("Less", self.end, n.ints(0)), n.ints(0), by_count)
 
     def _cell(self, layer: int, gates: Value) -> Value:
         n, hidden = self.n, self.network.config.hidden
@@ -268,15 +296,19 @@ class _Step:
     def _draw(self, x: Value) -> tuple[dict[str, Value], dict[str, Value]]:
         """Draw all fields; return their values and probabilities, each (B, 1)."""
         n, w = self.n, self.weights
-        heads = n.op("MatMul", x, n.constant(_transposed(w["to_heads.weight"]), "to_heads"))
-        starts = n.split(n.op("Add", heads, n.constant(w["to_heads.bias"])), len(FIELDS), axis=1)
+        heads = n.op("MatMul", x, n.constant(transposed(w["to_heads.weight"]), "to_heads"))
+        starts = n.split(n.op("Add", heads, self._head_context()), len(FIELDS), axis=1)
         masks = grammar()
+        self.zero = n.constant(np.zeros((1, 1), np.float32))
         drawn: dict[str, Value] = {}
         probabilities: dict[str, Value] = {}
         for i, name in enumerate(FIELDS):
             z, last = starts[i], self._last(name, drawn)
             if drawn:
                 z = n.op("Add", z, self._drawn_context(name, drawn, last))
+            if name in COPIED_FIELDS:
+                offers = self.memory.agreeing(name, drawn, last)
+                z = n.op("Add", z, self.memory.agreement(name, offers))
             z = n.op("Relu", z)
             scores = self._scores(name, z, last)
             if name == "pitch":
@@ -284,22 +316,44 @@ class _Step:
             if name not in ("shift", "hand"):
                 mask = n.op("Gather", n.constant(masks[name]), n.op("Squeeze", drawn["hand"], n.axes(1)), axis=0)
                 scores = n.op("Add", scores, mask)
-            scores = n.op("Mul", scores, n.slice("inverse_temperature", i, i + 1))
-            scores = n.op("Add", scores, f"bias_{name}")
+            inverse_temperature = n.slice("inverse_temperature", i, i + 1)
+            scores = n.op("Add", n.op("Mul", scores, inverse_temperature), f"bias_{name}")
             if name in ("hand", "pitch"):
                 unplayable = self._unplayable_hands(drawn) if name == "hand" else self._unplayable_pitches(drawn)
                 scores = n.op("Add", scores, n.op("Mul", unplayable, "rules"))
-            drawn[name], probabilities[name] = self._sample(scores, i)
+            likeliest = n.op("ReduceMax", scores, n.axes(1), keepdims=1)
+            if name in COPIED_FIELDS:
+                scores = self.memory.copy(name, scores, z, offers, inverse_temperature)
+            drawn[name], probabilities[name] = self._sample(scores, likeliest, i)
+            if name in ("shift", "hand", "pitch"):
+                drawn[name] = self._end_in_time(name, drawn[name])
             if name == "shift":
                 self.now = n.op("Add", "in_time", drawn["shift"], name="out_time")
                 position = n.op("Mod", n.op("Add", self.now, self.offset), self.bar)
                 n.op("Min", position, n.ints(MAX_BAR - 1), name="out_position")
         return drawn, probabilities
 
+    def _head_context(self) -> Value:
+        """Return what the heads see beside the LSTM's output, their bias included, (B, F * D)."""
+        n, w = self.n, self.weights
+        values = {
+            "notes_left": self.notes_left,
+            "bars_left": self.bars_left,
+            "position": "in_position",
+            "metre": self.metre_index,
+        }
+        tables = [w[f"head_contexts.{name}.weight"] for name in values]
+        width = len(FIELDS) * self.network.config.head
+        table = np.concatenate([np.pad(t, ((0, 0), (0, width - t.shape[1]))) for t in tables])  # the shift's head is the first
+        starts = np.cumsum([0] + [len(t) for t in tables[:-1]]).astype(np.int32)
+        index = n.op("Add", n.op("Concat", *values.values(), axis=1), n.constant(starts[None]))
+        rows = n.op("ReduceSum", n.op("Gather", n.constant(table), index, axis=0), n.axes(1), keepdims=0)
+        return n.op("Add", rows, n.constant(w["to_heads.bias"]))
+
     def _last(self, name: str, drawn: dict[str, Value]) -> Value | None:
         """Return what the network knows as the last value of a field, (B, 1): of the drawn hand, or the running tempo."""
         if name == "tempo":
-            return "in_tempo"
+            return self.tempo
         return self.n.op("GatherElements", f"in_last_{name}", drawn["hand"], axis=1) if name in LAST_FIELDS else None
 
     def _drawn_context(self, name: str, drawn: dict[str, Value], last: Value | None) -> Value:
@@ -320,24 +374,26 @@ class _Step:
         n, w = self.n, self.weights
         weight, bias = w[f"outputs.{name}.weight"], w[f"outputs.{name}.bias"]
         if name not in RELATIVE_FIELDS or last is None:
-            return n.op("Add", n.op("MatMul", z, n.constant(_transposed(weight))), n.constant(bias))
+            return n.op("Add", n.op("MatMul", z, n.constant(transposed(weight))), n.constant(bias))
         size = getattr(VOCABULARY, name)
         weight = np.concatenate([weight, w[f"relative_outputs.{name}.weight"]])
         bias = np.concatenate([bias, w[f"relative_outputs.{name}.bias"]])
-        both = n.op("Add", n.op("MatMul", z, n.constant(_transposed(weight))), n.constant(bias))
+        both = n.op("Add", n.op("MatMul", z, n.constant(transposed(weight))), n.constant(bias))
         index = n.op("Sub", n.constant(np.arange(2 * size - 1, 3 * size - 1, dtype=np.int32)[None]), last)
         return n.op("Add", n.slice(both, 0, size), n.op("GatherElements", both, index, axis=1))
 
     def _profile_scores(self, z: Value) -> Value:
         """Return what the pitch classes heard lately add to the logits of the pitches, (B, V)."""
         n, w = self.n, self.weights
-        kernel = n.op("MatMul", z, n.constant(_transposed(w["profile_kernel.weight"])))
-        kernel = n.op("Unsqueeze", n.op("Add", kernel, n.constant(w["profile_kernel.bias"])), n.axes(1))
-        rolled = n.op("Gather", "in_profile", n.constant(PROFILE_ROLL), axis=1)  # (B, 12, entries)
+        kernel = n.op("MatMul", z, n.constant(transposed(np.concatenate([w["profile_kernel.weight"], w["key_kernel.weight"]]))))
+        bias = np.concatenate([w["profile_kernel.bias"], w["key_kernel.bias"]])
+        kernel = n.op("Unsqueeze", n.op("Add", kernel, n.constant(bias)), n.axes(1))
+        rolled = n.op("Gather", self.profile, n.constant(PROFILE_ROLL), axis=1)
+        rolled = n.op("Concat", rolled, "key_profiles", axis=2)  # (B, 12, entries and those of the key)
         by_class = n.op("ReduceSum", n.op("Mul", rolled, kernel), n.axes(2), keepdims=0)
         return n.op("Gather", by_class, n.constant(PITCH_CLASS), axis=1)
 
-    def _sample(self, scores: Value, i: int) -> tuple[Value, Value]:
+    def _sample(self, scores: Value, likeliest: Value, i: int) -> tuple[Value, Value]:
         """Draw from the softmax of scores (B, V) by min-p and the inverse of the cumulative distribution.
 
         The first value whose cumulative mass exceeds uniform x total always has mass of its own, so that what has none,
@@ -345,7 +401,10 @@ class _Step:
         """
         n = self.n
         p = n.op("Softmax", scores, axis=1)
+        # Of the scores that are left without copies, the highest has a probability of so much of that of the highest of all.
+        share = n.op("Exp", n.op("Sub", likeliest, n.op("ReduceMax", scores, n.axes(1), keepdims=1)))
         floor = n.op("Mul", n.op("ReduceMax", p, n.axes(1), keepdims=1), n.slice("min_p", i, i + 1))
+        floor = n.op("Mul", floor, n.op("Min", share, n.constant(np.array(1, np.float32))))
         kept = n.op("Where", n.op("Less", p, floor), n.constant(np.zeros((1, 1), np.float32)), p)
         cumulative = n.op("CumSum", kept, n.axes(1))
         threshold = n.op("Mul", n.slice("in_uniform", i, i + 1), n.slice(cumulative, -1, 2**31 - 1))
@@ -354,6 +413,16 @@ class _Step:
         forced = n.slice("in_forced", i, i + 1)
         value = n.op("Where", n.op("Less", forced, n.ints(0)), value, forced)
         return value, n.op("GatherElements", p, value, axis=1)
+
+    def _end_in_time(self, name: str, value: Value) -> Value:
+        """Return a drawn value, or what ends the piece at its last barline where the rules hold and that is told."""
+        n = self.n
+        if name == "shift":
+            self.must_end = n.op("And", n.op("GreaterOrEqual", self.end, n.ints(0)), n.op("Greater", "rules", self.zero))
+            left = n.op("Max", n.op("Sub", self.end, "in_time"), n.ints(0))
+            self.at_end = n.op("And", self.must_end, n.op("GreaterOrEqual", value, left))
+            return n.op("Where", self.at_end, left, value)
+        return n.op("Where", self.at_end, n.ints(CONTROL if name == "hand" else Control.END), value)
 
     def _after_note(self, drawn: dict[str, Value]) -> Value:
         """Return whether the new token stands at the onset of a note that is already there, bool (B, 1)."""
@@ -371,25 +440,35 @@ class _Step:
         return n.op("Mul", n.flag(no_control), n.constant(row))
 
     def _unplayable_pitches(self, drawn: dict[str, Value]) -> Value:
-        """No key that is down; within a chord upwards only; the pedal down and up in turn."""
+        """No key that is down, none out of the hand's reach, none again and again; within a chord upwards; the pedal in turn."""
         n = self.n
         left = n.op("Max", n.op("Sub", "in_sounding", drawn["shift"]), n.ints(0))
         self.sounding = left
         keys = n.constant(np.arange(CONTROLS, CONTROLS + KEYS, dtype=np.int32)[None])
         not_above = n.op("And", self.in_chord, n.op("LessOrEqual", keys, n.slice("in_token", 2, 3)))
-        blocked = n.flag(n.op("Or", n.op("Greater", left, n.ints(0)), not_above))
+        # Within a chord the notes of a hand before this one stay; `lowest` is 0 for a hand that has none.
+        self.chord_lowest = n.op("Where", self.in_chord, "in_lowest", n.ints(0))
+        lowest = n.op("GatherElements", self.chord_lowest, drawn["hand"], axis=1)
+        far = n.op("And", n.op("Greater", lowest, n.ints(0)), n.op("Greater", keys, n.op("Add", lowest, n.ints(MAX_STRETCH))))
+        worn = n.op("And", n.op("GreaterOrEqual", "in_repeats", n.ints(MAX_REPEATS)), n.op("Equal", keys, "in_struck"))
+        wrong = n.op("Or", n.op("Or", far, worn), n.op("Or", n.op("Greater", left, n.ints(0)), not_above))
+        blocked = n.flag(wrong)
         blocked = n.op("Mul", blocked, n.constant(np.array([[UNPLAYABLE]], np.float32)))
-        down_column, up_column = np.zeros((2, 1, CONTROLS), np.float32)
+        down_column, up_column, end_column = np.zeros((3, 1, CONTROLS), np.float32)
         down_column[0, Control.PEDAL_DOWN] = up_column[0, Control.PEDAL_UP] = UNPLAYABLE
+        end_column[0, Control.END] = UNPLAYABLE  # not before the last barline
         pedal = n.op("Greater", "in_pedal", n.ints(0))
-        return n.op("Concat", n.op("Where", pedal, n.constant(down_column), n.constant(up_column)), blocked, axis=1)
+        controls = n.op("Where", pedal, n.constant(down_column), n.constant(up_column))
+        controls = n.op("Add", controls, n.op("Mul", n.flag(self.must_end), n.constant(end_column)))
+        return n.op("Concat", controls, blocked, axis=1)
 
     def _advance(self, drawn: dict[str, Value], tokens: list[Value]) -> None:
         """Compute the state after the new token."""
         n = self.n
         hand, pitch = drawn["hand"], drawn["pitch"]
         note = n.op("Greater", hand, n.ints(0))
-        n.op("Where", note, drawn["tempo"], "in_tempo", name="out_tempo")
+        self.memory.advance(drawn, note, n.op("GatherElements", "in_last_pitch", hand, axis=1))
+        n.op("Where", note, drawn["tempo"], self.tempo, name="out_tempo")
         n.op("Where", note, n.ints(0), n.op("Add", "in_controls", n.ints(1)), name="out_controls")
         # Hand 0 has no last note: its column of the comparison is -1, which no hand equals.
         hands = n.constant(np.array([[-1, *range(1, HANDS)]], np.int32))
@@ -401,16 +480,16 @@ class _Step:
         n.op("Where", played, n.op("Max", held, ticks), held, name="out_held")
         decays, added = profile_steps()
         heard = n.op("Gather", n.constant(added), n.op("Squeeze", pitch, n.axes(1)), axis=0)
-        heard = n.op("Add", n.op("Mul", "in_profile", n.constant(decays[None])), heard)
-        n.op("Where", note, heard, "in_profile", name="out_profile")
+        heard = n.op("Add", n.op("Mul", self.profile, n.constant(decays[None])), heard)
+        n.op("Where", note, heard, self.profile, name="out_profile")
         keys = n.constant(np.arange(CONTROLS, CONTROLS + KEYS, dtype=np.int32)[None])
         struck = n.op("Equal", keys, pitch)
         n.op("Where", struck, n.op("Max", ticks, self.sounding), self.sounding, name="out_sounding")
+        again = n.op("Where", n.op("Equal", pitch, "in_struck"), n.op("Add", "in_repeats", n.ints(1)), n.ints(1))
+        n.op("Where", note, again, "in_repeats", name="out_repeats")
+        first = n.op("And", played, n.op("Equal", self.chord_lowest, n.ints(0)))
+        n.op("Where", first, pitch, self.chord_lowest, name="out_lowest")
         # A control's pitch field tells the pedal; a note's never equals it.
         down, up = (n.op("Equal", pitch, n.ints(control)) for control in (Control.PEDAL_DOWN, Control.PEDAL_UP))
         pedal = n.op("Where", up, n.ints(0), "in_pedal")
         n.op("Where", down, n.ints(1), pedal, name="out_pedal")
-
-
-def _transposed(weight: Array) -> Array:
-    return np.ascontiguousarray(weight.T)

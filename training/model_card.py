@@ -8,10 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from service.music.representation import FIELDS
+from training.scores_section import scores_section
+
+# Between them stands what `report` found; `export` leaves room for it.
+REPORT_BEGINS, REPORT_ENDS = "<!-- report -->", "<!-- end of the report -->"
+NO_REPORT = "Not made yet of this file: `python -m training report`."
 
 
-def write_model_card(path: Path, metadata: Mapping[str, Any], content: Mapping[str, Any]) -> str:
+def write_model_card(
+    path: Path, metadata: Mapping[str, Any], content: Mapping[str, Any], evaluation: Mapping[str, Any] | None
+) -> str:
     """Return the text of the card.
 
     Parameters
@@ -22,6 +28,8 @@ def write_model_card(path: Path, metadata: Mapping[str, Any], content: Mapping[s
         Of the ONNX file.
     content : mapping
         The checkpoint it was made from.
+    evaluation : mapping, optional
+        From `training.evaluate.evaluate`.
 
     Returns
     -------
@@ -32,16 +40,21 @@ def write_model_card(path: Path, metadata: Mapping[str, Any], content: Mapping[s
     best = min(content["history"], key=lambda row: row["valid"])
     sections = [
         f"# {path.stem}",
-        f"A piano model for Nocturne: an LSTM of {network['layers']} layers of {network['hidden']} with a sequential head, "
-        f"{network['parameters']:,} parameters. `{path.name}`, {path.stat().st_size:,} bytes, "
-        f"SHA-256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`.",
+        f"A piano model for Nocturne: an LSTM of {network['layers']} layers of {network['hidden']} with a memory of the last "
+        f"{network['memory']} tokens and a sequential head, {network['parameters']:,} parameters. `{path.name}`, "
+        f"{path.stat().st_size:,} bytes, SHA-256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`.",
         "Written by `python -m training export` from the records of the training; do not edit.",
         "## Licence",
         f"The weights are published under {metadata['licence']}. {metadata['attribution']}",
         "## How good it is",
-        *_evaluation(metadata["evaluation"], best),
+        *_evaluation(evaluation, best),
         f"The exported graph differs from PyTorch by at most {metadata['parity']['max_error_nats']:.1e} nats, over "
-        f"{metadata['parity']['values']:,} values that it composed itself.",
+        f"{metadata['parity']['values']:,} values that it composed itself. Of `{metadata['parity']['corpus_piece']}`, a piece of "
+        f"music21's corpus, PyTorch needs {metadata['parity']['corpus_nats_per_note']:.4f} nats per note.",
+        "## What its music is like",
+        REPORT_BEGINS,
+        NO_REPORT,
+        REPORT_ENDS,
         "## What it was trained on",
         f"{training['pieces']:,} pieces, {training['notes']:,} notes, {training['hours']:.1f} hours of solo keyboard music:",
         *_packs(training["packs"]),
@@ -58,9 +71,9 @@ def write_model_card(path: Path, metadata: Mapping[str, Any], content: Mapping[s
         "; ".join(f"{name}: {len(values) - 1} values" for name, values in metadata["conditions"].items())
         + ". Each may be left open. Times lie on a grid of 24 steps a quarter note; the longest note is 16 quarter notes.",
         "## Limits",
-        "It has no memory but the state of an LSTM: it goes on plausibly from bar to bar, but does not come back to a theme. "
-        "It knows European keyboard music of the 17th to the early 20th century, and nothing else. It may write a passage that "
-        "a piece of its training data contains; nothing checks that. Velocities of part of the scores are synthetic.",
+        f"It can point back {network['memory']} tokens, some dozen bars, and no further: a theme that comes back later, it "
+        "has forgotten. It knows European keyboard music of the 17th to the early 20th century, and nothing else. It may write "
+        "what a piece of its training data contains; nothing checks that. Velocities of part of the scores are synthetic.",
         "## Sources",
         *_sources(training["sources"]),
     ]
@@ -70,18 +83,18 @@ def write_model_card(path: Path, metadata: Mapping[str, Any], content: Mapping[s
 def _evaluation(evaluation: Mapping[str, Any] | None, best: Mapping[str, Any]) -> list[str]:
     if evaluation is None:
         return [f"{best['valid']:.3f} nats per note on the validation split of its training file, no baselines computed."]
-    header = ["", "nats per note", *FIELDS]
-    rows = [["**this model**", evaluation["nats_per_note"], *(evaluation["fields"][name] for name in FIELDS)]]
-    for name, total in evaluation["baselines"].items():
-        rows.append([name, total, *(evaluation["baseline_fields"][name][field] for field in FIELDS)])
-    packs = ", ".join(f"{pack or 'all'} {nats:.3f}" for pack, nats in evaluation["packs"].items())
+    about = "The model is told the metre and nothing else of a piece, neither composer nor key nor tempo nor what is left of it."
     return [
-        f"Nats per note on the validation split, {evaluation['pieces']} whole pieces, {evaluation['notes']:,} notes, lower is "
-        "better; the model is told the metre but neither composer nor rendition. order3 and order5 are interpolated Kneser-Ney "
-        f"models of the same training pieces. `{evaluation['command']}`",
-        _table([header, *[[row[0], *(f"{value:.3f}" for value in row[1:])] for row in rows]]),
-        f"By pack: {packs}.",
+        f"On the {evaluation['split']} split of the training file. {about} `{evaluation['command']}`",
+        scores_section(evaluation),
     ]
+
+
+def insert_report(card: str, section: str) -> str:
+    """Return a card with what `report` found in its place."""
+    head, _, rest = card.partition(REPORT_BEGINS)
+    _, _, tail = rest.partition(REPORT_ENDS)
+    return f"{head}{REPORT_BEGINS}\n\n{section.strip()}\n\n{REPORT_ENDS}{tail}"
 
 
 def _origins(origins: list[dict[str, Any]]) -> list[str]:

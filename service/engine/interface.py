@@ -51,8 +51,13 @@ class Chunk:
     biases : dict of str to float32 array, shape (B, V)
         Added to the logits of each field.
     conditions : int32 array, shape (B, C)
+    left : int32 array, shape (B, 2)
+        Notes of the whole piece, and the tick of its last barline, both from its beginning; -1 where the network is not told.
+    copying : float32 array, shape (B, 1)
+        Factor of the weight of what the memory offers to copy; 1: as the network has learnt it.
     rules : float32 array, shape (B, 1)
-        1 keeps the notes playable; 0 leaves the network's own distribution, for scoring.
+        1 keeps the notes playable, and ends the piece at its last barline if that is told; 0 leaves the network's own
+        distribution, for scoring.
     """
 
     forced: NDArray[np.int32]
@@ -62,6 +67,8 @@ class Chunk:
     min_p: NDArray[np.float32]
     biases: Mapping[str, NDArray[np.float32]]
     conditions: NDArray[np.int32]
+    left: NDArray[np.int32]
+    copying: NDArray[np.float32]
     rules: NDArray[np.float32]
 
     @classmethod
@@ -71,6 +78,7 @@ class Chunk:
         uniforms: NDArray[np.float32],
         metre: NDArray[np.int32],
         conditions: NDArray[np.int32],
+        left: NDArray[np.int32] | None = None,
     ) -> "Chunk":
         """Return the inputs that leave the network's own distribution as it is: for scoring, and for comparing with PyTorch."""
         rows, _, fields = forced.shape
@@ -82,6 +90,8 @@ class Chunk:
             min_p=np.zeros((rows, fields), np.float32),
             biases={name: np.zeros((rows, size), np.float32) for name, size in VOCABULARY._asdict().items()},
             conditions=conditions,
+            left=np.full((rows, 2), -1, np.int32) if left is None else left,
+            copying=np.ones((rows, 1), np.float32),
             rules=np.zeros((rows, 1), np.float32),
         )
 

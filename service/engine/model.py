@@ -107,6 +107,8 @@ class OnnxModel:
             "inverse_temperature": chunk.inverse_temperature,
             "min_p": chunk.min_p,
             "conditions": chunk.conditions,
+            "left": chunk.left,
+            "copying": chunk.copying,
             "rules": chunk.rules,
             **{f"bias_{name}": bias for name, bias in chunk.biases.items()},
         }

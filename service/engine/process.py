@@ -284,12 +284,14 @@ def _sequence_message(id: int, pending: _Pending) -> Message:
         "conditions": sequence.conditions,
         "bar_ticks": sequence.bar_ticks,
         "bar_offset": sequence.bar_offset,
+        "tell_length": sequence.tell_length,
+        "end_time": sequence.end_time,
     }
 
 
 def read_sequence(message: Mapping[str, Any]) -> Sequence:
     """Return the sequence in a message of kind "sequence"."""
-    names = ("random_seed", "length", "forced", "conditions", "bar_ticks", "bar_offset")
+    names = ("random_seed", "length", "forced", "conditions", "bar_ticks", "bar_offset", "tell_length", "end_time")
     return Sequence(**{name: message[name] for name in names}, params=SamplingParams(**message["params"]))
 
 

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from service.music.representation import CONTROL, FIELDS, VOCABULARY, Control, TokenArray
+from service.music.representation import CONTROL, FIELDS, VOCABULARY, Control, TokenArray, count_notes
 
 MAX_SEED = 2**53 - 1  # what a JSON number holds exactly in every language
 MIN_TEMPERATURE = 1e-3  # below it the likeliest value is taken, as at 0: dividing by less would overflow the logits
+NOT_TOLD = -1  # where a model is told nothing of the end of a piece
 FORBIDDEN = np.float32(-1e9)  # as a logit bias: never drawn, yet finite, so that no softmax becomes NaN
 
 # min-p as asked for applies to the pitch. At full strength on the rhythm it flattened it (0.2 % of onsets off the beat where
 # music has 8 %), so the other fields take this share of it.
-MIN_P_SHARE = {"shift": 0.1, "hand": 0.1, "pitch": 1.0, "duration": 0.1, "velocity": 0.1, "tempo": 0.1}
+MIN_P_SHARE = {"shift": 0.3, "hand": 0.1, "pitch": 1.0, "duration": 0.1, "velocity": 0.1, "tempo": 0.1}
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class SamplingParams:
         0..2. Below 1 the likely becomes likelier; 0 takes the most likely value of every field.
     min_p : float
         0..1. Pitches less likely than this share of the likeliest one are never drawn; the other fields take a part of it.
-    allow_end : bool
-        Whether the piece may end before its length.
+    copying : float
+        0..1. Factor of the weight of what the model's memory offers: how much a piece keeps to what it has said. At 1 it is as
+        the model learnt it from music that never errs; composing so, a piece that once repeats itself tends to go on with it.
     """
 
     temperature: float = 1.0
     min_p: float = 0.1
-    allow_end: bool = True
+    copying: float = 0.5
 
     @property
     def greedy(self) -> bool:
@@ -52,15 +54,6 @@ class SamplingParams:
         shares = np.array([MIN_P_SHARE[name] for name in FIELDS], np.float32)
         return np.ones_like(shares) if self.greedy else shares * np.float32(self.min_p)
 
-    def biases(self) -> dict[str, NDArray[np.float32]]:
-        """Return what is added to the logits of each field, shape (V_field,)."""
-        biases = {name: np.zeros(size, np.float32) for name, size in VOCABULARY._asdict().items()}
-        biases["hand"][3] = FORBIDDEN  # a hand nobody knows cannot be written on a staff
-        biases["pitch"][Control.WAIT] = FORBIDDEN  # no silence of more than eight quarter notes
-        if not self.allow_end:
-            biases["pitch"][Control.END] = FORBIDDEN
-        return biases
-
 
 @dataclass(frozen=True, eq=False)
 class Sequence:
@@ -71,7 +64,7 @@ class Sequence:
     random_seed : int
         0..MAX_SEED.
     length : int
-        Notes to compose after the forced ones, at least 1.
+        Notes to compose after the forced ones, at least 1; where the piece ends at a barline, at most.
     forced : int32 array, shape (S, F)
         Tokens that the piece begins with (`encode_notes` of a seed melody); may be empty.
     params : SamplingParams
@@ -81,6 +74,11 @@ class Sequence:
         Length of a bar in ticks.
     bar_offset : int
         Position in the bar at tick 0: a bar less the pick-up, or 0.
+    tell_length : bool
+        Whether the model is told how many notes the piece will have, so that it can come to a close with the last one.
+    end_time : int
+        Tick of the barline at which the piece ends: the model is told, no note starts there or later, and END comes there and
+        not before. -1: the piece goes on until its length. Must lie after the last forced token.
     """
 
     random_seed: int
@@ -90,6 +88,13 @@ class Sequence:
     conditions: dict[str, int] = field(default_factory=dict)
     bar_ticks: int = 96
     bar_offset: int = 0
+    tell_length: bool = False
+    end_time: int = NOT_TOLD
+
+    def left(self) -> NDArray[np.int32]:
+        """Return what the model is told of the end: notes of the whole piece, tick of its last barline; shape (2,)."""
+        notes = count_notes(self.forced) + self.length
+        return np.array([notes if self.tell_length else NOT_TOLD, self.end_time], np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +104,10 @@ class Composition:
     Attributes
     ----------
     tokens : int32 array, shape (N, F)
-        The tokens after the forced ones, controls among them, END not. Exactly `length` of them are notes unless `ended`.
+        The tokens after the forced ones, controls among them, END not. Exactly `length` of them are notes, or fewer where the
+        piece ended at its barline.
     ended : bool
-        True if the model ended the piece before `length` notes.
+        Whether the piece came to its end: at its barline, or with the last of the notes that the model was told of.
     """
 
     tokens: TokenArray
@@ -122,6 +128,15 @@ class UniformStream:
         words = self._bits.random_raw(steps * len(FIELDS))
         numbers = (words >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)
         return numbers.reshape(steps, len(FIELDS))
+
+
+def biases() -> dict[str, NDArray[np.float32]]:
+    """Return what is added to the logits of each field, shape (V_field,)."""
+    biases = {name: np.zeros(size, np.float32) for name, size in VOCABULARY._asdict().items()}
+    biases["hand"][3] = FORBIDDEN  # a hand nobody knows cannot be written on a staff
+    biases["pitch"][Control.WAIT] = FORBIDDEN  # no silence of more than eight quarter notes
+    biases["pitch"][Control.END] = FORBIDDEN  # a piece ends with its length, or where the graph's rules put END at its barline
+    return biases
 
 
 def is_end(tokens: TokenArray) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.interface import Chunk, State
-from service.engine.sampling import Composition, Sequence, UniformStream, is_end
+from service.engine.sampling import Composition, Sequence, UniformStream, biases, is_end
 from service.errors import EngineOverloaded, GenerationTimeout, NocturneError
 from service.music.representation import FIELDS, VOCABULARY, TokenArray, is_note
 
@@ -165,7 +165,9 @@ class Scheduler:
             "min_p": params.min_ps(),
             "conditions": np.array([sequence.conditions.get(name, 0) for name in self._model.conditions], np.int32),
             "metre": np.array([sequence.conditions.get("metre", 0), sequence.bar_ticks, sequence.bar_offset], np.int32),
-            **params.biases(),
+            "left": sequence.left(),
+            "copying": np.array([params.copying], np.float32),
+            **biases(),
         }
 
     def _make_chunk(self) -> Chunk:
@@ -186,6 +188,8 @@ class Scheduler:
             min_p=stacked("min_p"),
             biases={name: stacked(name) for name in VOCABULARY._fields},
             conditions=stacked("conditions"),
+            left=stacked("left"),
+            copying=stacked("copying"),
             rules=np.ones((len(rows), 1), np.float32),
         )
 
@@ -206,7 +210,7 @@ class Scheduler:
         if not len(full) and not len(ends):
             return None
         tokens = np.concatenate(row.tokens) if row.tokens else np.empty((0, len(FIELDS)), np.int32)
-        return Composition(tokens, ended=not len(full))
+        return Composition(tokens, ended=not len(full) or row.sequence.tell_length)
 
     def _keep(self, keep: list[bool]) -> None:
         if all(keep):

@@ -19,6 +19,7 @@ from service.engine.scheduler import Scheduler
 from service.errors import EngineFailed, EngineOverloaded, GenerationTimeout, ModelMismatch
 from service.music.piece import NOTE, records
 from service.music.representation import CONTROL, Control, count_notes, decode_tokens, encode_notes
+from training.report.failures import longest_repetition, widest_stretch
 
 MODEL = next(iter(sorted((Path(__file__).parents[2] / "exported").glob("*.onnx"))))
 MELODY = encode_notes(records(NOTE, [(12 * i, 60 + step, 12, 70, 1) for i, step in enumerate((0, 2, 4, 5, 7, 5, 4, 2))]))
@@ -31,9 +32,11 @@ def random_sequences(count: int, most: int = 60) -> list[Sequence]:
             int(rng.integers(2**40)),
             int(rng.integers(1, most)),
             MELODY[: int(rng.integers(0, 9))],
-            SamplingParams(float(rng.choice([0.0, 0.7, 1.0, 1.3])), float(rng.choice([0.0, 0.05, 0.3])), bool(rng.integers(2))),
-            {"metre": int(rng.integers(1, 5))},
-            int(rng.choice([96, 72, 48])),
+            SamplingParams(float(rng.choice([0.0, 0.7, 1.0, 1.3])), float(rng.choice([0.0, 0.05, 0.3]))),
+            {"metre": int(rng.integers(1, 5)), "composer": int(rng.integers(0, 5)), "key": int(rng.integers(0, 25))},
+            bar_ticks=int(rng.choice([96, 72, 48])),
+            tell_length=bool(rng.integers(2)),
+            end_time=int(rng.choice([-1, 288, 1440])),
         )
         for _ in range(count)
     ]
@@ -77,7 +80,7 @@ def test_a_row_alone_has_the_very_state_it_has_in_a_batch(model: OnnxModel) -> N
     for company in (sequences[:1], sequences):
         scheduler = Scheduler(model, 3, 16, 3)
         for id, sequence in enumerate(company):
-            scheduler.add(id, replace(sequence, length=1000), float("inf"))
+            scheduler.add(id, replace(sequence, length=1000, end_time=-1), float("inf"))
         for _ in range(4):
             scheduler.step(0.0)
         states.append({name: array[0] for name, array in scheduler._state.items()})
@@ -86,11 +89,11 @@ def test_a_row_alone_has_the_very_state_it_has_in_a_batch(model: OnnxModel) -> N
 
 
 def test_forced_notes_then_free_equals_one_piece(model: OnnxModel) -> None:
-    whole = Sequence(5, 40, params=SamplingParams(allow_end=False))
+    whole = Sequence(5, 40)
     tokens = run_all(model, [whole], 1, 16)[0]
     cut = 17
     # Random numbers are drawn for forced tokens, too: what follows is what followed.
-    rest = run_all(model, [Sequence(5, 40 - count_notes(tokens[:cut]), tokens[:cut], whole.params)], 1, 16)[0]
+    rest = run_all(model, [Sequence(5, 40 - count_notes(tokens[:cut]), tokens[:cut])], 1, 16)[0]
     assert (rest == tokens[cut:]).all()
 
 
@@ -104,6 +107,8 @@ def test_composed_notes_are_playable(model: OnnxModel) -> None:
     for tokens in run_all(model, [Sequence(seed, 200) for seed in range(20)], 20, 16):
         notes = decode_tokens(tokens).notes
         assert set(notes["hand"].tolist()) <= {1, 2}
+        assert longest_repetition(notes) <= 8
+        assert widest_stretch(notes) <= 24
         until: dict[int, int] = {}
         for time_, pitch, duration in notes[["time", "pitch", "duration"]].tolist():
             assert until.get(pitch, 0) <= time_, "a key was struck while it was down"
@@ -113,27 +118,29 @@ def test_composed_notes_are_playable(model: OnnxModel) -> None:
         assert all(a != b for a, b in pairwise(pedal)), "the pedal goes down and up in turn"
 
 
+def test_a_piece_with_a_last_barline_ends_there_and_not_before(model: OnnxModel) -> None:
+    ends = [72 * bars for bars in range(2, 22)]
+    asked = [Sequence(seed, 4000, MELODY[:3], bar_ticks=72, end_time=end) for seed, end in enumerate(ends)]
+    for tokens, end in zip(run_all(model, asked, 20, 16), ends, strict=True):
+        assert 24 + tokens[:, 0].sum() < end
+        assert count_notes(tokens) < 4000, "it went on although its barline had come"
+
+
 def test_it_is_music_and_not_one_note(model: OnnxModel) -> None:
     # With the conditions that the service gives where a request says nothing.
     known, asked = model.info.metadata["conditions"], model.info.metadata["defaults"]
     defaults = {"metre": known["metre"].index(asked["time_signature"]), "rendition": known["rendition"].index(asked["rendition"])}
-    params = SamplingParams(allow_end=False)
-    pieces = run_all(model, [Sequence(seed, 200, params=params, conditions=defaults) for seed in range(20)], 20, 16)
+    pieces = run_all(model, [Sequence(seed, 200, conditions=defaults) for seed in range(20)], 20, 16)
     for tokens in pieces:
         notes = decode_tokens(tokens).notes
         most = Counter(notes["pitch"].tolist()).most_common(1)[0][1]
         assert most < 0.5 * len(notes), "one pitch makes up most of the piece"
         assert len(set(notes["pitch"].tolist())) >= 8
-        longest = run = 1
-        for a, b in pairwise(notes["pitch"].tolist()):
-            run = run + 1 if a == b else 1
-            longest = max(longest, run)
-        assert longest <= 24
     assert len({tokens.tobytes() for tokens in pieces}) == 20
 
 
 def test_deadline_cancel_and_overload(engine: Engine) -> None:
-    long = Sequence(1, 4000, params=SamplingParams(allow_end=False))
+    long = Sequence(1, 4000)
     with pytest.raises(GenerationTimeout):
         engine.submit(long, time.monotonic() + 0.05).result()
     futures = [engine.submit(long) for _ in range(8 + 64)]
@@ -160,7 +167,7 @@ def test_killed_engine_composes_the_same_notes(engine: Engine) -> None:
 
 def test_closing_answers_everyone_and_leaves_no_process() -> None:
     engine = start_engine(MODEL, provider="cpu")
-    future = engine.submit(Sequence(1, 4000, params=SamplingParams(allow_end=False)))
+    future = engine.submit(Sequence(1, 4000))
     engine.close()
     with pytest.raises(EngineFailed):
         future.result()

@@ -1,9 +1,12 @@
 """What a request asks for, as the graph's inputs; and the messages that carry it to the engine."""
 
+from concurrent.futures import Future
+
 import numpy as np
 import pytest
 
-from service.engine.sampling import FORBIDDEN, MAX_SEED, SamplingParams, Sequence, UniformStream, is_end
+from service.engine.process import _Pending, _sequence_message, read_sequence
+from service.engine.sampling import FORBIDDEN, MAX_SEED, NOT_TOLD, SamplingParams, Sequence, UniformStream, biases, is_end
 from service.engine.wire import pack, unpack
 from service.music.representation import FIELDS, VOCABULARY, Control, count_notes
 
@@ -36,17 +39,35 @@ def test_temperature_and_min_p_reach_every_field() -> None:
     assert (params.inverse_temperatures() == 2).all()
     min_p = dict(zip(FIELDS, params.min_ps().tolist(), strict=True))
     assert min_p["pitch"] == pytest.approx(0.1)
-    assert min_p["shift"] == pytest.approx(0.01)
+    assert min_p["shift"] == pytest.approx(0.03)
+    assert min_p["hand"] == pytest.approx(0.01)
     assert np.isfinite(SamplingParams(temperature=0.001).inverse_temperatures()).all()
 
 
 def test_biases_forbid_what_must_not_be_drawn() -> None:
-    for allow_end in (True, False):
-        biases = SamplingParams(allow_end=allow_end).biases()
-        assert {name: len(bias) for name, bias in biases.items()} == VOCABULARY._asdict()
-        forbidden = {Control(i).name for i in np.flatnonzero(biases["pitch"] == FORBIDDEN)}
-        assert forbidden == ({"WAIT"} if allow_end else {"WAIT", "END"})
-        assert np.flatnonzero(biases["hand"]).tolist() == [3]
+    by_field = biases()
+    assert {name: len(bias) for name, bias in by_field.items()} == VOCABULARY._asdict()
+    assert {Control(i).name for i in np.flatnonzero(by_field["pitch"] == FORBIDDEN)} == {"WAIT", "END"}
+    assert np.flatnonzero(by_field["hand"]).tolist() == [3]
+
+
+def test_the_model_is_told_the_length_of_the_whole_piece_or_its_last_barline_or_nothing() -> None:
+    forced = np.array([[0, 1, 50, 1, 1, 1], [0, 0, Control.PEDAL_UP, 0, 0, 0]], np.int32)
+    assert Sequence(1, 9, forced, tell_length=True).left().tolist() == [10, NOT_TOLD]
+    assert Sequence(1, 9, forced, end_time=384).left().tolist() == [NOT_TOLD, 384]
+    assert Sequence(1, 9, forced).left().tolist() == [NOT_TOLD, NOT_TOLD]
+
+
+def test_a_sequence_travels_whole() -> None:
+    forced = np.arange(12, dtype=np.int32).reshape(2, 6)
+    sent = Sequence(5, 9, forced, SamplingParams(0.5, 0.2), {"metre": 2, "key": 3}, 72, 24, tell_length=True, end_time=720)
+    assert all(value != Sequence(1, 2).__dict__[name] for name, value in vars(sent).items() if name != "forced"), "no defaults"
+    message = _sequence_message(1, _Pending(sent, float("inf"), Future()))
+    got = read_sequence(unpack(pack(message)))
+    assert {name: value for name, value in vars(got).items() if name != "forced"} == {
+        name: value for name, value in vars(sent).items() if name != "forced"
+    }
+    assert got.forced.tolist() == forced.tolist()
 
 
 def test_counting_and_ends() -> None:

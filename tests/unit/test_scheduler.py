@@ -1,10 +1,12 @@
 """The scheduler with a model of no size: order, slots, cancellation, expiry, overload, and the same notes alone or crowded."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from service.engine.interface import Chunk, State
-from service.engine.sampling import Composition, SamplingParams, Sequence
+from service.engine.sampling import Composition, Sequence
 from service.engine.scheduler import Scheduler
 from service.errors import EngineOverloaded, GenerationTimeout
 from service.music.representation import CONTROL, FIELDS, Control, count_notes, is_note
@@ -13,9 +15,9 @@ FOREVER = float("inf")
 
 
 class FakeModel:
-    """Tokens that follow from a row's own inputs and its own state: how many tokens it has seen, and their sum.
+    """Tokens that follow from a row's own inputs and its own state: how many tokens it has seen, their sum, and the time.
 
-    Every seventh token is a pedal; with END allowed, a token whose uniform numbers are small ends the piece.
+    Every seventh token is a pedal; where a last barline is told, the first token at or beyond it ends the piece.
     """
 
     conditions = ("composer",)
@@ -24,7 +26,7 @@ class FakeModel:
         self.batches: list[int] = []
 
     def initial_state(self, positions: np.ndarray) -> State:
-        return {"state_seen": np.zeros((len(positions), 2), np.int64), "state_position": positions[:, None].copy()}
+        return {"state_seen": np.zeros((len(positions), 3), np.int64), "state_position": positions[:, None].copy()}
 
     def run(self, chunk: Chunk, state: State):
         rows, steps, _ = chunk.forced.shape
@@ -41,16 +43,16 @@ class FakeModel:
                 ],
                 axis=1,
             )
-            ends = (chunk.uniforms[:, k, 1] < 0.02) & (chunk.biases["pitch"][:, Control.END] == 0)
+            ends = (chunk.left[:, 1] >= 0) & (seen[:, 2] + step[:, 0] >= chunk.left[:, 1])
             step[ends, 1:3] = [CONTROL, Control.END]
             tokens[:, k] = np.where(chunk.forced[:, k] >= 0, chunk.forced[:, k], step)
-            seen += np.stack([np.ones(rows, int), tokens[:, k].sum(axis=1)], axis=1)
+            seen += np.stack([np.ones(rows, int), tokens[:, k].sum(axis=1), tokens[:, k, 0]], axis=1)
         return tokens, {**state, "state_seen": seen}, np.ones(tokens.shape, np.float32)
 
 
-def sequence(seed: int, length: int = 20, forced: int = 0, allow_end: bool = False) -> Sequence:
+def sequence(seed: int, length: int = 20, forced: int = 0, **end: Any) -> Sequence:
     melody = np.tile(np.array([6, 1, 50, 6, 10, 20], np.int32), (forced, 1))
-    return Sequence(seed, length, melody, SamplingParams(allow_end=allow_end))
+    return Sequence(seed, length, melody, **end)
 
 
 def run_all(scheduler: Scheduler, now: float = 0.0) -> dict[int, Composition]:
@@ -81,13 +83,27 @@ def test_last_token_is_a_note() -> None:
     assert all(is_note(alone(sequence(seed, 6)).tokens)[-1] for seed in range(20))
 
 
+def test_a_piece_that_was_told_its_length_ends_with_it() -> None:
+    for chunk in (1, 4, 16):
+        told, untold = alone(sequence(3, 30, tell_length=True), chunk), alone(sequence(3, 30), chunk)
+        assert (told.ended, untold.ended) == (True, False)
+        assert count_notes(told.tokens) == count_notes(untold.tokens) == 30
+
+
 def test_end_ends_the_piece_and_is_not_part_of_it() -> None:
-    results = [alone(sequence(seed, 400, allow_end=True)) for seed in range(10)]
-    assert any(result.ended for result in results)
-    for result in results:
-        assert result.ended == (count_notes(result.tokens) < 400)
+    for seed in range(10):
+        result = alone(sequence(seed, 400, end_time=960))
+        assert result.ended
+        assert count_notes(result.tokens) < 400
+        assert result.tokens[:, 0].sum() < 960
         controls = result.tokens[result.tokens[:, 1] == CONTROL]
         assert (controls[:, 2] != Control.END).all()
+
+
+def test_a_piece_whose_notes_run_out_before_its_barline_has_not_ended() -> None:
+    result = alone(sequence(1, 20, end_time=10_000))
+    assert count_notes(result.tokens) == 20
+    assert not result.ended
 
 
 def test_forced_tokens_are_taken_and_not_given_back() -> None:
@@ -100,7 +116,9 @@ def test_forced_tokens_are_taken_and_not_given_back() -> None:
 
 def test_alone_equals_crowded() -> None:
     rng = np.random.default_rng(0)
-    asked = [sequence(seed, int(rng.integers(1, 60)), int(rng.integers(0, 9)), bool(seed % 2)) for seed in range(40)]
+    asked = [
+        sequence(seed, int(rng.integers(1, 60)), int(rng.integers(0, 9)), end_time=(-1, 300)[seed % 2]) for seed in range(40)
+    ]
     scheduler = Scheduler(FakeModel(), 8, 5, 40)
     for id, one in enumerate(asked):
         scheduler.add(id, one, FOREVER)

@@ -1,0 +1,83 @@
+"""Nodes and constants of an ONNX graph, written one after the other."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+Value = str  # the name of a tensor in the graph
+Array = NDArray[Any]
+
+
+@dataclass
+class Nodes:
+    """A growing list of nodes and constants; `op` returns the name of what a node makes."""
+
+    prefix: str
+    nodes: list[Any] = field(default_factory=list)
+    constants: dict[str, Array] = field(default_factory=dict)
+    _shared: dict[tuple[Any, ...], Value] = field(default_factory=dict)
+
+    def op(self, kind: str, *inputs: Value, name: str = "", **attributes: Any) -> Value:
+        """Add a node with one output and return its name: `name`, or one made up."""
+        output = name or f"{self.prefix}_{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(
+            helper.make_node(kind, inputs, [output], name=f"{self.prefix}_node_{len(self.nodes)}_{kind}", **attributes)
+        )
+        return output
+
+    def split(self, value: Value, parts: int, axis: int) -> list[Value]:
+        """Return equal parts of a tensor along an axis."""
+        outputs = [f"{self.prefix}_split_{len(self.nodes)}_{i}" for i in range(parts)]
+        self.nodes.append(
+            helper.make_node(
+                "Split", [value], outputs, name=f"{self.prefix}_node_{len(self.nodes)}_Split", axis=axis, num_outputs=parts
+            )
+        )
+        return outputs
+
+    def constant(self, array: Array, name: str = "") -> Value:
+        """Return the name of a constant; `name` is used where it is new."""
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._shared:
+            self._shared[key] = name or f"constant_{len(self.constants)}"
+            self.constants[self._shared[key]] = array
+        return self._shared[key]
+
+    def ints(self, *values: int) -> Value:
+        """Return whole numbers as a tensor, int32 like the tokens."""
+        return self.constant(np.array(values, np.int32))
+
+    def axes(self, *values: int) -> Value:
+        """Return axes, bounds or sizes, which ONNX wants as int64."""
+        return self.constant(np.array(values, np.int64))
+
+    def slice(self, value: Value, start: int, stop: int, axis: int = 1) -> Value:
+        """Return a part of a tensor along an axis; the axis stays."""
+        return self.op("Slice", value, self.axes(start), self.axes(stop), self.axes(axis))
+
+    def ints_scalar(self, value: int) -> Value:
+        """Return a whole number without axes, int32."""
+        return self.constant(np.array(value, np.int32))
+
+    def length(self, value: Value, axis: int) -> Value:
+        """Return how long a tensor is along an axis, a scalar int64."""
+        return self.op("Squeeze", self.op("Shape", value, start=axis, end=axis + 1), self.axes(0))
+
+    def top(self, value: Value, count: int) -> tuple[Value, Value]:
+        """Return the largest values along the last axis, the largest first, and where they stand (int64)."""
+        outputs = [f"{self.prefix}_top_{len(self.nodes)}_{part}" for part in ("values", "indices")]
+        name = f"{self.prefix}_node_{len(self.nodes)}_TopK"
+        self.nodes.append(helper.make_node("TopK", [value, self.axes(count)], outputs, name=name, axis=-1, largest=1, sorted=1))
+        return outputs[0], outputs[1]
+
+    def flag(self, condition: Value) -> Value:
+        """Return a bool tensor as float."""
+        return self.op("Cast", condition, to=TensorProto.FLOAT)
+
+
+def transposed(weight: Array) -> Array:
+    """Return the factor on the right of a product with the rows of a batch on the left."""
+    return np.ascontiguousarray(weight.T)
