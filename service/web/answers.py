@@ -48,7 +48,7 @@ def respond(answer: Answer, media_type: str, repeatable: bool) -> Response:
     repeatable : bool
         Whether the same request has the same answer; if not, no cache may keep it.
     """
-    body = write_midi(answer.piece) if media_type == MIDI else orjson.dumps(as_json(answer))
+    body = write_midi(answer.piece, answer.end) if media_type == MIDI else orjson.dumps(as_json(answer))
     response = Response(body, content_type=media_type)
     response.headers["Nocturne-Seed"] = str(answer.random_seed)
     response.headers["Nocturne-Notes"] = str(answer.notes_composed)

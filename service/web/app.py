@@ -25,9 +25,10 @@ from service.errors import (
 )
 from service.web.answers import negotiate, respond
 from service.web.body import read_json
-from service.web.compose import Player, assemble, make_sequence
+from service.web.compose import assemble, make_sequence
 from service.web.contract import Contract, parse_query
 from service.web.docs import DocsPage
+from service.web.player import Player
 from service.web.problems import CLIENT_LEFT, problem
 from service.web.requests import GenerateRequest
 from service.web.waiting import ClientLeft, wait_for
@@ -42,9 +43,9 @@ STATUS: Mapping[type[NocturneError], int] = {
 }
 RETRY_AFTER_S = 1  # after a 503: a slot becomes free, or the engine has started again, within about a second
 
+# What /models tells of a model's metadata, beside what can be asked of it.
 _MODEL_KEYS = (
-    "licence", "attribution", "nats_per_note", "commit", "representation_version", "resolution", "conditions", "defaults",
-    "training",
+    "licence", "attribution", "nats_per_note", "commit", "representation_version", "resolution", "defaults", "training",
 )  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -95,9 +96,9 @@ def _handlers(config: ServiceConfig, contract: Contract, engine: Engine) -> dict
 
     def compose(operation: str, read_fields: Callable[[], Any]) -> Response:
         media_type = negotiate(request)
-        asked = GenerateRequest.from_fields(contract.check(operation, read_fields()), player.name)
+        asked = GenerateRequest.from_fields(contract.check(operation, read_fields()), player)
         deadline = time.monotonic() + config.deadline_s
-        future = engine.submit(make_sequence(asked, player), deadline)
+        future = engine.submit(make_sequence(asked), deadline)
         composition = wait_for(engine, future, deadline, request.environ.get("gunicorn.socket"))
         return respond(assemble(asked, composition, player), media_type, asked.repeatable)
 
@@ -109,7 +110,7 @@ def _handlers(config: ServiceConfig, contract: Contract, engine: Engine) -> dict
 
     def list_models() -> Response:
         told = {key: info.metadata[key] for key in _MODEL_KEYS if info.metadata.get(key) is not None}
-        return _json({"models": [{"name": info.name, "provider": info.provider, **told}]})
+        return _json({"models": [{"name": info.name, "provider": info.provider, **told, **player.abilities()}]})
 
     def live() -> Response:
         return _json({"status": "alive"})

@@ -4,58 +4,18 @@ Times are in ticks. The melody of the request stands in the piece exactly as it 
 of its tokens.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.sampling import Composition, Sequence
-from service.errors import ModelMismatch
-from service.music.piece import COMMON_TIME, Piece, Records, TimeSignature
-from service.music.representation import decode_tokens, encode_notes, time_signature_index
+from service.engine.sampling import NOT_TOLD, Composition, Sequence
+from service.music.piece import DEFAULT_QPM, PEDAL, KeySignature, Piece, Records, records
+from service.music.playable import make_playable
+from service.music.representation import decode_tokens, encode_notes
+from service.music.tempos import scale_tempos, tempo_map
+from service.web.player import Player
 from service.web.requests import GenerateRequest
-
-MAX_STRUCK = 4  # composed notes on one key at one onset; with those that a melody may hold, MIDI has a channel for each
-
-
-@dataclass(frozen=True)
-class Player:
-    """What the service must know of the model that plays.
-
-    Attributes
-    ----------
-    name : str
-    metre : TimeSignature
-        The one that it composes in.
-    conditions : mapping of str to int
-        Index of each condition.
-    attribution : str
-        Whose music it learned from; written into every file.
-    """
-
-    name: str
-    metre: TimeSignature
-    conditions: Mapping[str, int]
-    attribution: str
-
-    @classmethod
-    def from_metadata(cls, name: str, metadata: Mapping[str, Any]) -> "Player":
-        """Read a model's metadata. A default that its data did not have is left out, which means "not given".
-
-        Raises
-        ------
-        ModelMismatch
-            If the default metre is none.
-        """
-        defaults = metadata.get("defaults", {})
-        metre = _parse_metre(defaults.get("time_signature", f"{COMMON_TIME.numerator}/{COMMON_TIME.denominator}"))
-        conditions = {"metre": time_signature_index(metre)}
-        for condition, values in metadata.get("conditions", {}).items():
-            if condition in defaults and defaults[condition] in values:
-                conditions[condition] = list(values).index(defaults[condition])
-        return cls(name, metre, conditions, str(metadata.get("attribution", "")))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +31,9 @@ class Answer:
     model : str
     notes_composed : int
     ended : bool
-        Whether the piece came to its end before the length that was asked for.
+        Whether the piece came to its end, or was cut where its notes ran out.
+    end : int
+        Tick of the barline at which the piece ends; 0 where it ends with its last note.
     """
 
     piece: Piece
@@ -80,99 +42,79 @@ class Answer:
     model: str
     notes_composed: int
     ended: bool
+    end: int
 
 
-def make_sequence(request: GenerateRequest, player: Player) -> Sequence:
+def make_sequence(request: GenerateRequest) -> Sequence:
     """Return what the engine has to compose."""
+    conditions = request.conditions
     return Sequence(
         random_seed=request.random_seed,
         length=request.length,
-        forced=encode_notes(request.melody),
+        forced=encode_notes(request.melody, _melody_qpm(request)),
         params=request.params(),
-        conditions=dict(player.conditions),
-        bar_ticks=player.metre.bar_ticks,
+        conditions=dict(conditions.indices),
+        bar_ticks=conditions.metre.bar_ticks,
+        tell_length=request.end and request.end_time is None,
+        end_time=NOT_TOLD if request.end_time is None else request.end_time,
     )
 
 
 def assemble(request: GenerateRequest, composition: Composition, player: Player) -> Answer:
     """Join the melody and what was composed after it.
 
-    Without the melody the piece begins with the bar of its first note.
+    Without the melody the piece begins with the bar of its first note. With `bars`, nothing sounds beyond their last barline.
 
     Parameters
     ----------
     request : GenerateRequest
     composition : Composition
-        What the engine made of `make_sequence(request, player)`.
+        What the engine made of `make_sequence(request)`.
     player : Player
     """
+    asked, metre = request.conditions, request.conditions.metre
     last_onset = int(request.melody["time"][-1]) if len(request.melody) else 0
     composed = decode_tokens(composition.tokens)
-    new = release_keys(composed.notes)
+    new = make_playable(composed.notes)
+    qpm = composed.tempo_at(new["time"])
+    if asked.tempo is not None:
+        qpm = scale_tempos(qpm, asked.tempo)
     new["time"] += last_onset
+    if request.end_time is not None:
+        new["duration"] = np.minimum(new["duration"], request.end_time - new["time"])
     origin = 0
-    if request.include_seed:
-        melody, tempos = request.melody, decode_tokens(np.concatenate([encode_notes(request.melody), composition.tokens])).tempos
-    else:
-        melody, tempos = request.melody[:0], composed.tempos
-        origin = int(new["time"][0]) // player.metre.bar_ticks * player.metre.bar_ticks if len(new) else last_onset
+    melody, melody_qpm = request.melody, _melody_qpm(request)
+    if not request.include_seed:
+        melody, melody_qpm = melody[:0], melody_qpm[:0]
+        origin = (int(new["time"][0]) if len(new) else last_onset) // metre.bar_ticks * metre.bar_ticks
         new["time"] -= origin
-        tempos["time"][1:] += last_onset - origin  # the first one holds from the beginning
+    end = request.end_time - origin if request.end_time is not None and composition.ended else 0
     notes = np.concatenate([melody, new])
     from_seed = np.arange(len(notes)) < len(melody)
     # the canonical order of `sort_notes`; of two equal notes the melody's comes first
     order = np.lexsort((~from_seed, notes["velocity"], notes["duration"], notes["hand"], notes["pitch"], notes["time"]))
     piece = Piece(
         notes=notes[order],
-        tempos=tempos,
-        pedals=_pedal_changes(composed.pedals, last_onset - origin),
-        time_signatures=(player.metre,),
+        tempos=tempo_map(notes["time"], np.concatenate([melody_qpm, qpm])),
+        pedals=_pedal_changes(composed.pedals, last_onset - origin, end),
+        time_signatures=(metre,),
+        key_signatures=(KeySignature(0, asked.key.fifths, asked.key.minor),) if asked.key else (),
         title=f"Nocturne, seed {request.random_seed}",
         copyright=player.attribution,
     )
-    return Answer(piece, from_seed[order], request.random_seed, player.name, len(new), composition.ended)
+    return Answer(piece, from_seed[order], request.random_seed, player.name, len(new), composition.ended, end)
 
 
-def release_keys(notes: Records) -> Records:
-    """Return composed notes such that a key that is struck while it sounds is let go first.
-
-    Parameters
-    ----------
-    notes : structured array of dtype NOTE
-        In canonical order. Not modified.
-
-    Returns
-    -------
-    structured array of dtype NOTE
-        Durations are shortened. Of more than MAX_STRUCK notes on one key at one onset the rest is left out, since a file could
-        not hold them; only a broken model writes that.
-    """
-    notes = notes.copy()
-    keep = np.ones(len(notes), np.bool_)
-    sounding: dict[int, list[int]] = {}  # by pitch: the notes of its latest onset
-    times = notes["time"].tolist()
-    for i, pitch in enumerate(notes["pitch"].tolist()):
-        struck = sounding.get(pitch, [])
-        if struck and times[struck[0]] < times[i]:
-            notes["duration"][struck] = np.minimum(notes["duration"][struck], times[i] - times[struck[0]])
-            struck = []
-        if len(struck) >= MAX_STRUCK:
-            keep[i] = False
-        else:
-            sounding[pitch] = [*struck, i]
-    return notes[keep]
+def _melody_qpm(request: GenerateRequest) -> NDArray[np.float64]:
+    """Return the tempo of each note of the melody."""
+    return np.full(len(request.melody), request.conditions.tempo or DEFAULT_QPM)
 
 
-def _pedal_changes(pedals: Records, offset: int) -> Records:
-    """Return the pedal moved by `offset` ticks, not before 0, with only what changes it."""
+def _pedal_changes(pedals: Records, offset: int, end: int) -> Records:
+    """Return the pedal moved by `offset` ticks, not before 0, with only what changes it; let go at `end` if there is one."""
     pedals = pedals.copy()
     pedals["time"] = np.maximum(pedals["time"] + offset, 0)
+    if end:
+        pedals = np.concatenate([pedals, records(PEDAL, [(end, False)])])
     changes: Records = pedals[np.diff(pedals["down"].astype(np.int8), prepend=0) != 0]
     return changes
-
-
-def _parse_metre(text: str) -> TimeSignature:
-    numerator, _, denominator = str(text).partition("/")
-    if not (numerator.isdecimal() and denominator.isdecimal() and int(numerator) and int(denominator)):
-        raise ModelMismatch(f"the model's default `time_signature` must look like 4/4; it is {text!r}")
-    return TimeSignature(0, int(numerator), int(denominator))

@@ -38,6 +38,8 @@ class Operation:
         What its fields must be, an object schema with all that it refers to; empty if it takes none.
     defaults : mapping of str to Any
         Values of the fields that a request leaves out.
+    unless : mapping of str to str
+        Fields whose default does not hold in a request with another field, and which (`x-default-unless`).
     """
 
     name: str
@@ -45,6 +47,7 @@ class Operation:
     path: str
     schema: Schema
     defaults: Mapping[str, Any]
+    unless: Mapping[str, str]
 
 
 class Contract:
@@ -106,7 +109,8 @@ class Contract:
         if not validator.is_valid(fields):
             found = list(islice(explain(fields, operation.schema, operation.schema), MAX_VIOLATIONS))
             raise InvalidRequest(found or [Violation("", "the request does not follow openapi.yaml")])
-        return {**operation.defaults, **fields}
+        defaults = {name: value for name, value in operation.defaults.items() if operation.unless.get(name) not in fields}
+        return {**defaults, **fields}
 
 
 def parse_query(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -142,6 +146,7 @@ def _operation(path: str, method: str, item: Schema, document: Schema) -> Operat
         schema = {"type": "object", "properties": properties, "additionalProperties": False}
     resolved = {field: resolve(value, document) for field, value in schema.get("properties", {}).items()}
     defaults = {field: value["default"] for field, value in resolved.items() if "default" in value}
+    unless = {field: value["x-default-unless"] for field, value in resolved.items() if "x-default-unless" in value}
     if schema:
         schema["components"] = document["components"]
-    return Operation(item["operationId"], method.upper(), path, schema, defaults)
+    return Operation(item["operationId"], method.upper(), path, schema, defaults, unless)

@@ -10,32 +10,40 @@ import pytest
 from service.config import ServiceConfig
 from service.engine.sampling import Composition, Sequence, UniformStream
 from service.errors import EngineOverloaded
+from service.music.keys import KEY_NAMES
 from service.music.representation import Control, NoteToken, tempo_index
 from service.web.app import create_app
 
 METADATA = {
     "representation_version": 1,
     "resolution": 24,
-    "conditions": {"metre": ["other", "4/4", "3/4"], "style": ["unknown", "waltz"]},
-    "defaults": {"time_signature": "3/4", "style": "waltz"},
+    "conditions": {
+        "metre": ["other", "4/4", "3/4"],
+        "composer": ["unknown", "Bach, Johann Sebastian", "Chopin, Fryderyk", "Schumann, Clara", "Schumann, Robert"],
+        "rendition": ["unknown", "score", "performed"],
+        "key": ["unknown", *KEY_NAMES],
+        "tempo": ["unknown", "60", "90", "120"],
+    },
+    "defaults": {"time_signature": "3/4", "rendition": "performed"},
     "licence": "CC BY-SA 4.0",
     "attribution": "Music by nobody",
     "nats_per_note": 3.5,
     "commit": "abc1234",
     "training": {"notes": 1000},
 }
-NATURAL_END = 1000  # notes after which the fake piece ends by itself
+NOTE_TICKS = 6  # a fake piece with a last barline reaches it, or runs out of notes, at this pace
 
 
 def compose(sequence: Sequence) -> Composition:
     """Return a pattern that depends on the seed, the parameters and the melody."""
-    count = sequence.length
-    ended = sequence.params.allow_end and count > NATURAL_END
-    count = NATURAL_END if ended else count
+    count, ended = sequence.length, sequence.tell_length
+    if sequence.end_time >= 0:
+        room = (sequence.end_time - int(sequence.forced[:, 0].sum()) - NOTE_TICKS - 1) // NOTE_TICKS
+        count, ended = min(count, room), room < count
     uniforms = UniformStream(sequence.random_seed).draw(count) * min(sequence.params.temperature, 0.999)
     tokens = np.zeros((count + 1, len(NoteToken._fields)), np.int32)
-    tokens[0] = NoteToken(6, 0, Control.PEDAL_DOWN, 0, 0, 0)
-    tokens[1:, 0] = (uniforms[:, 0] * 13).astype(np.int32)
+    tokens[0] = NoteToken(NOTE_TICKS, 0, Control.PEDAL_DOWN, 0, 0, 0)
+    tokens[1:, 0] = NOTE_TICKS if sequence.end_time >= 0 else (uniforms[:, 0] * 13).astype(np.int32)
     tokens[1:, 1] = 1 + (uniforms[:, 1] > 0.7)
     tokens[1:, 2] = len(Control) + (uniforms[:, 2] * 88).astype(np.int32)
     tokens[1:, 3] = 1 + (uniforms[:, 3] * 48).astype(np.int32)
@@ -94,3 +102,11 @@ def app(engine):
 @pytest.fixture
 def client(app):
     return app.test_client()
+
+
+@pytest.fixture
+def bare_client():
+    """A client of a service whose model says nothing of itself but what every model must."""
+    engine = FakeEngine()
+    engine.info.metadata = {"representation_version": 1, "resolution": 24}
+    return create_app(ServiceConfig(), engine).test_client()

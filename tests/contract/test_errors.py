@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import EngineFailed, EngineOverloaded, GenerationTimeout
+from service.music.representation import TIME_SIGNATURES
 from service.web.contract import Contract
 from service.web.violations import explain
 
@@ -19,10 +20,17 @@ DOCUMENTED = {int(status) for status in CONTRACT.document["paths"]["/generate"][
 JSON = {"content_type": "application/json"}
 
 # What the sentences say, where they are long.
-NAMES = "seed, random_seed, length, temperature, min_p, include_seed, end, model"
+NAMES = (
+    "seed, random_seed, length, bars, style, rendition, key, time_signature, tempo, temperature, min_p, include_seed, end, model"
+)
 SEED = "an integer (a random seed) or a list of notes (a melody to continue)"
 ITEM = "a MIDI number, the name of a note, a list of these (a chord), or an object with `pitch`"
 NO_NAME = "not the name of a note; names look like C#4, Db4 or re#4, where C4 is middle C"
+NO_COMPOSER = "not a composer that the model knows;"
+SEE_MODELS = "/models has them all"
+SCHUMANNS = '"Schumann, Clara" or "Schumann, Robert"'
+NO_KEY = "not the name of a key; names look like C major, F# minor, la menor or sib mayor"
+METRES = ", ".join(f'"{name}"' for name in TIME_SIGNATURES[1:])
 TWO_SEEDS = "`random_seed` goes with a melody; `seed` is an integer already: give one of them"
 
 
@@ -66,10 +74,57 @@ def refuse(client, fields):
         ({"seed": [["C4", 60]]}, "/seed/0", "`seed[0]` strikes C4 (60) twice at 0 quarter notes"),
         ({"seed": 1, "random_seed": 1}, "/random_seed", TWO_SEEDS),
         ({"model": "other"}, "/model", '`model` must be one of "fake"; got "other"'),
+        ({"style": 5}, "/style", "`style` must be a string; got 5"),
+        ({"style": ""}, "/style", '`style` must be 1 to 100 characters long; got ""'),
+        ({"style": "chopen"}, "/style", f'`style` is "chopen": {NO_COMPOSER} did you mean "Chopin, Fryderyk"? {SEE_MODELS}'),
+        ({"style": "xyzzy"}, "/style", f'`style` is "xyzzy": {NO_COMPOSER} {SEE_MODELS}'),
+        ({"style": "schumann"}, "/style", f'`style` is "schumann": several composers have that name: {SCHUMANNS}; {SEE_MODELS}'),
+        ({"rendition": "played"}, "/rendition", '`rendition` must be one of "score", "performed"; got "played"'),
+        ({"key": "H major"}, "/key", f'`key` is "H major": {NO_KEY}'),
+        ({"key": "sib"}, "/key", '`key` is "sib": the name of a key needs its mode, as in sib major or sib minor'),
+        ({"key": "x" * 41}, "/key", f'`key` must be 1 to 40 characters long; got "{"x" * 41}"'),
+        ({"time_signature": "7/8"}, "/time_signature", f'`time_signature` must be one of {METRES}; got "7/8"'),
+        ({"time_signature": "4"}, "/time_signature", f'`time_signature` must be one of {METRES}; got "4"'),
+        ({"time_signature": "6/8"}, "/time_signature", '`time_signature` is "6/8": the model knows only "4/4", "3/4"'),
+        ({"tempo": 19.5}, "/tempo", "`tempo` must be in [20, 300]; got 19.5"),
+        ({"tempo": "allegro"}, "/tempo", '`tempo` must be a number; got "allegro"'),
+        ({"bars": 0}, "/bars", "`bars` must be in [1, 128]; got 0"),
+        ({"bars": 1.5}, "/bars", "`bars` must be an integer; got 1.5"),
+        ({"bars": 8, "length": 64}, "/length", "`length` and `bars` both say how long the piece is: give one of them"),
+        ({"bars": 8, "end": False}, "/end", "`end` must be true with `bars`, which ask for an end at a barline; got false"),
+        (
+            {"bars": 2, "seed": [{"pitch": 60, "duration": 7.5}]},
+            "/bars",
+            "`bars` must be more than 2.5, which the melody fills in 3/4; got 2",
+        ),
     ],
 )  # fmt: skip
 def test_refusals_point_at_the_field_and_say_what_is_wrong(client, fields, where, what):
     assert (where, what) in refuse(client, fields)
+
+
+def test_everything_that_a_model_does_not_know_is_named_at_once(client):
+    asked = {"style": "nobody", "key": "H major", "time_signature": "6/8"}
+    assert [where for where, _ in refuse(client, asked)] == [f"/{field}" for field in asked]
+    both = refuse(client, {"bars": 1, "length": 4, "end": False, "seed": [{"pitch": 60, "duration": 4}]})
+    assert [where for where, _ in both] == ["/length", "/end", "/bars"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "plural"),
+    [
+        ("style", "chopin", "styles"),
+        ("rendition", "score", "renditions"),
+        ("key", "C major", "keys"),
+        ("time_signature", "4/4", "time signatures"),
+        ("tempo", 90, "tempos"),
+    ],
+)
+def test_a_model_that_knows_no_conditions_says_so(bare_client, field, value, plural):
+    ((where, what),) = refuse(bare_client, {field: value})
+    assert where == f"/{field}"
+    assert what == f"`{field}` is {json.dumps(value)}: the model fake knows no {plural}; /models has what can be asked of it"
+    assert bare_client.post("/generate", json={"bars": 2}).status_code == 200
 
 
 def test_all_fields_at_fault_are_named_at_once_but_not_endlessly(client):
@@ -98,6 +153,10 @@ def test_long_values_are_cut_in_messages(client):
             "/random_seed",
             TWO_SEEDS,
         ),
+        ("bars=4&length=4", "/length", "`length` and `bars` both say how long the piece is: give one of them"),
+        ("time_signature=3%2F5", "/time_signature", f'`time_signature` must be one of {METRES}; got "3/5"'),
+        ("key=F#+minor", "/key", '`key` is "F": the name of a key needs its mode, as in F major or F minor'),  # F%23 was meant
+        ("style=7", "/style", "`style` must be a string; got 7"),
         ("end=no", "/end", '`end` must be true or false; got "no"'),
         ("sed=1", "/sed", "`sed` is not a field; did you mean `seed`?"),
         ("length=" + "9" * 10_000, "/length", '`length` must be an integer; got "' + "9" * 58 + "…"),
@@ -265,6 +324,12 @@ FIELDS = st.fixed_dictionaries(
         "min_p": st.floats(0, 1) | ANYTHING,
         "include_seed": st.booleans() | ANYTHING,
         "end": st.booleans() | ANYTHING,
+        "bars": st.integers(0, 20) | ANYTHING,
+        "style": st.sampled_from(["chopin", "Bach, J. S.", "schumann", "?"]) | st.text(max_size=12) | ANYTHING,
+        "rendition": st.sampled_from(["score", "performed"]) | ANYTHING,
+        "key": st.sampled_from(["C major", "si bemol menor", "G## major", "H"]) | st.text(max_size=12) | ANYTHING,
+        "time_signature": st.sampled_from(["4/4", "3/4", "6/8", "other"]) | ANYTHING,
+        "tempo": st.floats(19, 301) | ANYTHING,
         "model": st.just("fake") | ANYTHING,
     },
 )

@@ -8,9 +8,10 @@ import mido
 import numpy as np
 import pytest
 
+from service.music.keys import KEY_NAMES
 from service.music.midi import read_midi
-from service.music.piece import RESOLUTION, TimeSignature
-from service.music.representation import time_signature_index
+from service.music.piece import RESOLUTION, KeySignature, TimeSignature
+from service.music.representation import tempo_index, time_signature_index
 
 
 def as_json(client, **fields):
@@ -27,7 +28,7 @@ def test_a_midi_file_is_the_default(client):
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["Vary"] == "Accept"
     told = {name: response.headers[f"Nocturne-{name}"] for name in ("Seed", "Notes", "Ended", "Model")}
-    assert told == {"Seed": "42", "Notes": "64", "Ended": "false", "Model": "fake"}
+    assert told == {"Seed": "42", "Notes": "64", "Ended": "true", "Model": "fake"}
     assert len(read_midi(response.data).notes) == 64
     assert mido.MidiFile(file=io.BytesIO(response.data)).type == 1
 
@@ -96,18 +97,58 @@ def test_the_engine_gets_what_was_asked_for(client, engine):
     assert client.post("/generate", json=fields).status_code == 200
     (sequence,) = engine.submitted
     assert (sequence.random_seed, sequence.length, len(sequence.forced)) == (3, 5, 2)
-    assert (sequence.params.temperature, sequence.params.min_p, sequence.params.allow_end) == (0.25, 0.5, False)
+    assert (sequence.params.temperature, sequence.params.min_p) == (0.25, 0.5)
+    assert (sequence.tell_length, sequence.end_time) == (False, -1)
     assert sequence.bar_ticks == 3 * RESOLUTION
-    assert sequence.conditions["style"] == 1
-    assert sequence.conditions["metre"] == time_signature_index(TimeSignature(0, 3, 4))
+    assert sequence.conditions == {"metre": time_signature_index(TimeSignature(0, 3, 4)), "rendition": 2}
 
 
-def test_the_piece_may_end_before_its_length_and_says_so(client):
-    told = as_json(client, seed=1, length=2000)
-    assert (told["ended"], told["notes_composed"], len(told["notes"])) == (True, 1000, 1000)
-    assert client.post("/generate", json={"seed": 1, "length": 2000}).headers["Nocturne-Ended"] == "true"
-    told = as_json(client, seed=1, length=2000, end=False)
-    assert (told["ended"], told["notes_composed"]) == (False, 2000)
+ASKED = {"style": "chopin", "rendition": "score", "key": "sib menor", "time_signature": "4/4", "tempo": 100.5, "bars": 6}
+
+
+def test_the_engine_gets_the_conditions_that_were_asked_for(client, engine):
+    assert client.post("/generate", json={"seed": ["C4", "D4"], **ASKED}).status_code == 200
+    (sequence,) = engine.submitted
+    assert sequence.conditions == {"metre": 1, "composer": 2, "rendition": 1, "key": 23, "tempo": 2}
+    assert (sequence.bar_ticks, sequence.end_time, sequence.tell_length) == (96, 6 * 96, False)
+    assert (sequence.forced[:, 5] == tempo_index(np.array([100.5]))).all()
+
+
+def test_what_was_asked_for_stands_in_the_answer(client):
+    told = as_json(client, seed=5, **ASKED)
+    assert told["tempos"] == [{"start": 0, "qpm": 100.5}]
+    assert (told["time_signature"], told["ended"]) == ("4/4", True)
+    assert max(note["start"] + note["duration"] for note in told["notes"]) <= 24
+    assert told["pedals"] == [{"start": 0.25, "down": True}, {"start": 24, "down": False}]
+    response = client.post("/generate", json={"seed": 5, **ASKED})
+    assert response.headers["Nocturne-Ended"] == "true"
+    midi = mido.MidiFile(file=io.BytesIO(response.data))
+    assert [sum(message.time for message in track) for track in midi.tracks] == [24 * midi.ticks_per_beat] * 3
+    assert read_midi(response.data).key_signatures == (KeySignature(0, -5, True),)
+
+
+def test_get_and_post_take_the_same_conditions(client):
+    assert (
+        client.get("/generate", query_string={"seed": 5, **ASKED}).data
+        == client.post("/generate", json={"seed": 5, **ASKED}).data
+    )
+
+
+def test_without_a_key_none_is_written(client):
+    assert read_midi(client.post("/generate", json={"seed": 5}).data).key_signatures == ()
+
+
+def test_the_piece_has_exactly_its_length_and_says_whether_it_ends(client):
+    for end in (True, False):
+        told = as_json(client, seed=1, length=2000, end=end)
+        assert (told["ended"], told["notes_composed"], len(told["notes"])) == (end, 2000, 2000)
+        assert client.post("/generate", json={"seed": 1, "end": end}).headers["Nocturne-Ended"] == str(end).lower()
+
+
+def test_a_piece_whose_notes_run_out_before_its_barline_says_so(client):
+    chord = list(range(21, 31))
+    told = as_json(client, seed=[{"pitch": chord, "duration": 1 / 24}, *[chord] * 399], bars=128)
+    assert (told["ended"], told["notes_composed"]) == (False, 96)
 
 
 MELODY = [
@@ -171,6 +212,25 @@ def test_the_notes_of_an_answer_can_be_sent_back_as_a_melody(client):
 def test_the_models_are_told(client):
     (model,) = client.get("/models").get_json()["models"]
     assert (model["name"], model["provider"], model["licence"], model["nats_per_note"]) == ("fake", "cpu", "CC BY-SA 4.0", 3.5)
+    assert model["attribution"] == "Music by nobody"
+    assert model["styles"] == ["Bach, Johann Sebastian", "Chopin, Fryderyk", "Schumann, Clara", "Schumann, Robert"]
+    assert model["renditions"] == ["score", "performed"]
+    assert model["keys"] == list(KEY_NAMES)
+    assert model["time_signatures"] == ["4/4", "3/4"]
+    assert model["tempo_range"] == [60, 120]
+
+
+def test_what_a_model_does_not_know_is_told_as_empty(bare_client):
+    (model,) = bare_client.get("/models").get_json()["models"]
+    assert [model[name] for name in ("styles", "renditions", "keys", "time_signatures", "tempo_range")] == [[]] * 5
+    assert "licence" not in model
+
+
+def test_every_name_that_models_tells_can_be_asked_for(client):
+    (model,) = client.get("/models").get_json()["models"]
+    for plural in ("styles", "renditions", "keys", "time_signatures"):
+        for name in model[plural]:
+            assert client.get("/generate", query_string={plural[:-1]: name, "length": 2}).status_code == 200
 
 
 def test_head_and_options_are_answered(client):

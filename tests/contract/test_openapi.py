@@ -9,9 +9,12 @@ import yaml
 from openapi_spec_validator import validate
 
 from service.engine.sampling import MAX_SEED
+from service.music.keys import KEY_NAMES
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH
+from service.music.representation import TIME_SIGNATURES
 from service.web.contract import DOCUMENT, Contract, ContractMismatch
 from service.web.melody import MAX_HELD
+from service.web.requests import MAX_NOTES
 from service.web.violations import MAX_VIOLATIONS, resolve
 
 CONTRACT = Contract.load()
@@ -23,7 +26,7 @@ KEYWORDS = {
     "$ref", "anyOf", "type", "properties", "additionalProperties", "required", "items", "minItems", "maxItems", "enum", "minimum",
     "maximum", "minLength", "maxLength", "default",
 }  # fmt: skip
-ANNOTATIONS = {"title", "description", "examples", "x-limits"}
+ANNOTATIONS = {"title", "description", "examples", "x-limits", "x-default-unless"}
 
 
 def schemas_within(schema):
@@ -84,6 +87,9 @@ def test_limits_are_those_of_the_code():
     assert (SCHEMAS["PitchNumber"]["minimum"], SCHEMAS["PitchNumber"]["maximum"]) == (LOWEST_PITCH, HIGHEST_PITCH)
     assert SCHEMAS["Problem"]["properties"]["errors"]["maxItems"] == MAX_VIOLATIONS
     assert MAX_HELD == 8, "Melody says eight"
+    assert SCHEMAS["Length"]["maximum"] == MAX_NOTES
+    assert SCHEMAS["TimeSignature"]["enum"] == list(TIME_SIGNATURES[1:])
+    assert max(len(name) for name in KEY_NAMES) <= SCHEMAS["Key"]["maxLength"]
 
 
 def test_request_schemas_use_only_what_their_readers_know():
@@ -102,9 +108,23 @@ def test_every_default_is_filled_in(name, schema):
     assert CONTRACT.check("generateByQuery", {}) == fields
 
 
+def test_a_default_does_not_hold_beside_the_field_that_takes_its_place():
+    assert resolve(BODY["length"], CONTRACT.document)["x-default-unless"] == "bars"
+    for operation in ("generate", "generateByQuery"):
+        assert "length" not in CONTRACT.check(operation, {"bars": 4})
+        assert CONTRACT.check(operation, {"bars": 4, "length": 5})["length"] == 5
+
+
 @pytest.mark.parametrize(
     ("field", "low", "high", "step"),
-    [("length", 1, 4096, 1), ("temperature", 0, 2, 0.001), ("min_p", 0, 1, 0.001), ("random_seed", 0, MAX_SEED, 1)],
+    [
+        ("length", 1, 4096, 1),
+        ("temperature", 0, 2, 0.001),
+        ("min_p", 0, 1, 0.001),
+        ("random_seed", 0, MAX_SEED, 1),
+        ("bars", 1, 128, 1),
+        ("tempo", 20, 300, 0.5),
+    ],
 )
 def test_every_limit_holds_in_body_and_query(client, field, low, high, step):
     for value, status in ((low, 200), (high, 200), (low - step, 422), (high + step, 422)):

@@ -51,7 +51,7 @@ def test_the_first_call_gives_exactly_64_notes(service) -> None:
     assert CALLS[0] == next(call for call in CALLS if '{"seed": 42, "length": 64}' in call)
     response = service.compose(seed=42, length=64)
     assert response.headers["Nocturne-Notes"] == "64"
-    assert response.headers["Nocturne-Ended"] == "false"
+    assert response.headers["Nocturne-Ended"] == "true"
 
 
 def test_every_setting_stands_in_the_readme() -> None:

@@ -7,7 +7,9 @@ import select
 import signal
 import subprocess
 import sys
+from bisect import bisect
 from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 
 import mido
 import pretty_midi
@@ -47,8 +49,9 @@ def test_get_and_post_compose_the_same_bytes_again_and_again(service):
 def test_a_crowd_gets_what_each_gets_alone(service):
     asked = [
         {"seed": seed, "length": 20 + 7 * seed, "temperature": seed % 3 / 2, "min_p": 0.01 * seed, "end": seed % 2 == 0}
-        for seed in range(20)
+        for seed in range(16)
     ]
+    asked += [{"seed": seed, "bars": 4 + seed, "key": "sol menor", "style": "bach", "tempo": 90 + seed} for seed in range(4)]
     alone = [service.compose(**fields).content for fields in asked]
     with ThreadPoolExecutor(20) as crowd:
         assert list(crowd.map(lambda fields: service.compose(**fields).content, asked)) == alone
@@ -72,16 +75,69 @@ def test_a_melody_is_continued_exactly(service):
     assert service.notes(seed=[*melody, "B4"], random_seed=7, length=30, end=False)["notes"][4:] != composed
 
 
-def test_exactly_length_notes_are_composed_where_the_piece_may_not_end(service):
+def test_exactly_length_notes_are_composed(service):
     for length in (1, 17, 400):
-        told = service.notes(seed=length, length=length, end=False)
-        assert (len(told["notes"]), told["notes_composed"], told["ended"]) == (length, length, False)
+        for end in (True, False):
+            told = service.notes(seed=length, length=length, end=end)
+            assert (len(told["notes"]), told["notes_composed"], told["ended"]) == (length, length, end)
 
 
-def test_a_piece_that_ended_says_so(service):
-    for seed in range(5):
-        told = service.notes(seed=seed, length=300)
-        assert told["ended"] == (told["notes_composed"] < 300)
+WALTZ = {"style": "chopin", "rendition": "score", "key": "la bemol mayor", "time_signature": "3/4", "tempo": 150, "bars": 8}
+
+
+def test_a_piece_of_eight_bars_ends_exactly_on_its_barline(service, tmp_path):
+    for seed in range(3):
+        response = service.compose(seed=seed, **WALTZ)
+        assert (response.status_code, response.headers["Nocturne-Ended"]) == (200, "true")
+        path = tmp_path / "waltz.mid"
+        path.write_bytes(response.content)
+        midi = mido.MidiFile(path)
+        assert {sum(message.time for message in track) for track in midi.tracks} == {8 * 3 * midi.ticks_per_beat}
+        score = symusic.Score(path)
+        assert all(0 <= note.start < note.end <= 24 * score.tpq for track in score.tracks for note in track.notes)
+        assert [(s.time, s.numerator, s.denominator) for s in score.time_signatures] == [(0, 3, 4)]
+        assert [(s.time, s.key, s.tonality) for s in score.key_signatures] == [(0, -4, 0)]
+        assert [message.key for message in midi.tracks[0] if message.type == "key_signature"] == ["Ab"]
+        for track in midi.tracks:
+            pedal = [message.value for message in track if message.type == "control_change" and message.control == 64]
+            assert not pedal or pedal[-1] == 0
+
+
+@pytest.mark.parametrize("rendition", ["score", "performed"])
+def test_the_tempo_is_the_one_asked_for(service, rendition):
+    told = service.notes(seed=3, length=101, rendition=rendition, tempo=87.5)
+    starts, qpm = zip(*((tempo["start"], tempo["qpm"]) for tempo in told["tempos"]), strict=True)
+    composed = [qpm[bisect(starts, note["start"]) - 1] for note in told["notes"]]
+    assert median(composed) == 87.5
+
+
+def test_a_melody_counts_among_the_bars(service):
+    melody = [{"pitch": name, "duration": 1} for name in ("C4", "E4", "G4", "C5", "B4")]
+    told = service.notes(seed=melody, random_seed=1, bars=4, tempo=72, key="C major")
+    assert told["tempos"][0] == {"start": 0, "qpm": 72}
+    assert told["ended"]
+    assert all(note["start"] + note["duration"] <= 16 for note in told["notes"])
+    assert min(note["start"] for note in told["notes"] if not note["seed"]) >= 4
+    assert service.compose(seed=melody, bars=1).json()["errors"][0]["pointer"] == "/bars"
+
+
+def test_what_is_asked_for_changes_the_piece_and_the_same_is_the_same_again(service):
+    plain = service.compose(seed=4, length=60).content
+    for field, value in (("style", "joplin"), ("rendition", "score"), ("key", "E minor"), ("time_signature", "6/8")):
+        asked = service.compose(seed=4, length=60, **{field: value}).content
+        assert asked != plain
+        assert service.http.get("/generate", params={"seed": 4, "length": 60, field: value}).content == asked
+    waltz = service.compose(seed=4, **WALTZ).content
+    assert service.http.get("/generate", params={"seed": 4, **WALTZ}).content == waltz
+
+
+def test_the_model_tells_what_can_be_asked_of_it(service):
+    (model,) = service.http.get("/models").json()["models"]
+    for style in model["styles"]:
+        assert service.compose(seed=1, length=1, style=style).status_code == 200
+    assert model["renditions"] == ["score", "performed"]
+    assert (len(model["keys"]), len(model["time_signatures"]), len(model["tempo_range"])) == (24, 12, 2)
+    assert {"licence", "attribution", "nats_per_note"} <= model.keys()
 
 
 def test_temperature_0_needs_no_luck_and_one_note_is_not_repeated(service):

@@ -16,7 +16,7 @@ function readSeed(text) {
 
 function readFields() {
   const fields = {};
-  for (const input of form.querySelectorAll("input")) {
+  for (const input of form.querySelectorAll("input, select")) {
     if (input.type === "checkbox") fields[input.name] = input.checked;
     else if (input.value.trim() === "") continue;
     else if (input.name === "seed") fields.seed = readSeed(input.value.trim());
@@ -24,6 +24,15 @@ function readFields() {
   }
   return fields;
 }
+
+// Suggestions from what the model knows; without them a field takes any text all the same.
+async function suggest() {
+  const { models } = await (await fetch("models")).json();
+  for (const list of form.querySelectorAll("datalist")) {
+    list.append(...models[0][list.id].map((name) => new Option(name, name)));
+  }
+}
+suggest().catch(() => {});
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
