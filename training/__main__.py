@@ -1,4 +1,4 @@
-"""`python -m training`: prepare, fit, evaluate, export.
+"""`python -m training`: prepare, fit, evaluate, export, report.
 
 The only module of the package that prints. Errors raised on purpose end the program with one sentence and status 1.
 """
@@ -10,14 +10,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from service.errors import NocturneError
-from service.music.representation import FIELDS
+
+if TYPE_CHECKING:
+    from training.distributed import Group
 
 console = Console(stderr=True)  # stdout is for results that other programs read
 LICENCE = "CC BY-SA 4.0"
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _fit_options(commands.add_parser("fit", help="train a network, or go on training it"))
     _evaluate_options(commands.add_parser("evaluate", help="nats per note of a run or an exported model"))
     _export_options(commands.add_parser("export", help="a run to an ONNX file and its model card"))
+    _report_options(commands.add_parser("report", help="what an exported model's music is like, beside real music"))
     return parser
 
 
@@ -86,6 +88,9 @@ def _evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baselines", type=Path, metavar="TRAIN_FILE", help="also score back-off models fitted on its train split"
     )
+    parser.add_argument(
+        "--scores", type=Path, nargs="+", default=[], metavar="FILE", help="also show scores of other models (bench.networks)"
+    )
     parser.add_argument("--conditions", action="store_true", help="tell the model composer and rendition of each piece")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     parser.set_defaults(run=_evaluate)
@@ -99,9 +104,20 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_export)
 
 
-def _progress() -> Progress:
+def _report_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=Path, metavar="MODEL", help="an exported model (.onnx); its card gets the report")
+    parser.add_argument("--data", type=Path, required=True, help="the training file: its validation split is the yardstick")
+    parser.add_argument("--out", type=Path, help="folder of report.json and the pictures; default: report/ beside the model")
+    parser.add_argument("--pieces", type=int, default=500, help="composed to compare statistics (default %(default)s)")
+    parser.add_argument("--failures", type=int, default=1000, help="composed to count faults (default %(default)s)")
+    parser.add_argument("--controls", type=int, default=100, help="composed for each of key, metre, tempo (default %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="that compose side by side (default %(default)s)")
+    parser.set_defaults(run=_report)
+
+
+def _progress(shown: bool = True) -> Progress:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    return Progress(*columns, console=console)
+    return Progress(*columns, console=console, disable=not shown)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -137,6 +153,13 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _fit(options: argparse.Namespace) -> None:
+    from training.distributed import join_group
+
+    with join_group() as group:
+        _fit_in(group, options)
+
+
+def _fit_in(group: "Group", options: argparse.Namespace) -> None:
     from training.checkpoint import LAST, load_checkpoint
     from training.data import InvalidDataset, load_dataset
     from training.fit import CannotResume, FitConfig, fit
@@ -146,7 +169,7 @@ def _fit(options: argparse.Namespace) -> None:
     given = {name: value for name, value in vars(options).items() if value is not None}
     if options.resume:
         run = options.resume
-        content = load_checkpoint(run / LAST)
+        content = group.from_first(lambda: load_checkpoint(run / LAST))
         changed = sorted(given.keys() & (content["fit"].keys() | content["model"].keys() | {"init"}))
         if changed:
             raise CannotResume(f"a resumed run keeps its own settings; leave out {', '.join(changed)}")
@@ -162,7 +185,7 @@ def _fit(options: argparse.Namespace) -> None:
         model_config = ModelConfig(
             **{f.name: given[f.name] for f in fields(ModelConfig) if f.name in given}, conditions=dataset.conditions
         )
-    with _progress() as progress:
+    with _progress(shown=group.first) as progress:
         task = progress.add_task("", total=config.steps)
 
         def report(p: FitProgress) -> None:
@@ -170,22 +193,26 @@ def _fit(options: argparse.Namespace) -> None:
             nats = f"train {p.train_nats:.3f}, valid {valid}, best {p.best_nats:.3f} nats/note"
             text = f"epoch {p.epochs:.1f}, {nats}, {p.notes_per_s:,.0f} notes/s"
             progress.update(task, completed=p.step, description=text)
-            if not console.is_terminal and (p.step % 50 == 0 or p.step == p.steps):
+            if group.first and not console.is_terminal and (p.step % 50 == 0 or p.step == p.steps):
                 left = f"{p.left_s / 60:.0f} min left" if math.isfinite(p.left_s) else ""
                 print(f"step {p.step}/{p.steps}, {text}, {left}", flush=True)
 
-        result = fit(dataset, run, model_config, config, report, resume=bool(options.resume), data_path=data, init=options.init)
-    print(f"ended after {result['step']} steps; best validation {result['best_nats']:.4f} nats per note -> {run}")
+        resume = bool(options.resume)
+        result = fit(dataset, run, model_config, config, report, resume=resume, data_path=data, init=options.init, group=group)
+    if group.first:
+        print(f"ended after {result['step']} steps; best validation {result['best_nats']:.4f} nats per note -> {run}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from training.evaluate import evaluate
     from training.export import EVALUATION, weights_hash
+    from training.scores_section import scores_section
     from training.storage import write_atomically
 
-    result = evaluate(options.target, options.data, options.split, options.baselines, options.conditions)
+    result = evaluate(options.target, options.data, options.split, options.baselines, options.conditions, options.scores)
     command = f"python -m training evaluate {options.target} --data {options.data.name} --split {options.split}"
     command += f" --baselines {options.baselines.name}" if options.baselines else ""
+    command += f" --scores {' '.join(map(str, options.scores))}" if options.scores else ""
     if options.target.is_dir() and options.split == "valid" and not options.conditions:
         # What `export` puts into the model card.
         with write_atomically(options.target / EVALUATION) as file:
@@ -194,19 +221,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         names = ("nats_per_note", "fields", "baselines", "notes", "pieces")
         print(json.dumps({name: result[name] for name in names}))
         return
-    table = Table(title=f"nats per note, {result['pieces']} pieces, {result['notes']:,} notes")
-    for heading in ("", "total", *FIELDS):
-        table.add_column(heading, justify="left" if not heading else "right")
-    _add_row(table, "model", result["nats_per_note"], result["fields"])
-    for name, total in result["baselines"].items():
-        _add_row(table, name, total, result["baseline_fields"][name])
-    Console(width=120).print(table)
-    for pack, nats in result["packs"].items():
-        print(f"{pack or '(no pack)'}: {nats:.3f}")
-
-
-def _add_row(table: Table, name: str, total: float, by_field: dict[str, Any]) -> None:
-    table.add_row(name, f"{total:.3f}", *(f"{by_field[field]:.3f}" for field in FIELDS))
+    print(scores_section(result))
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -218,6 +233,34 @@ def _export(options: argparse.Namespace) -> None:
     print(
         f"{path}: {path.stat().st_size:,} bytes, at most {parity.max_error:.1e} nats from PyTorch over {parity.values:,} values"
     )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from training.export import card_path
+    from training.model_card import insert_report
+    from training.report.make import make_report
+    from training.report.markdown import report_section
+    from training.storage import write_atomically
+
+    folder = options.out or options.target.parent / "report"
+    with _progress() as progress:
+        task = progress.add_task("")
+        report = make_report(
+            options.target,
+            options.data,
+            folder,
+            options.pieces,
+            options.failures,
+            options.controls,
+            options.processes,
+            lambda what, done, total: progress.update(task, description=what, completed=done, total=total),
+        )
+    section = report_section(report, f"{folder.name}/")
+    card = card_path(options.target)
+    if options.out is None and card.exists():
+        with write_atomically(card) as file:
+            file.write(insert_report(card.read_text(encoding="utf-8"), section).encode())
+    print(section)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,17 @@
 """Nats per note of a network over whole pieces."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from service.engine.interface import Chunk
 from service.engine.model import OnnxModel
-from service.music.representation import FIELDS, count_notes
 from training.batches import whole_pieces
-from training.data import Dataset
+from training.data import Dataset, piece_condition_names
 from training.model import Batch, Network, field_nats
+from training.score import Floats, Score
 
 _ENDLESS_BAR = 2**30  # ticks: an exported model is told positions outright, for pieces whose metre changes
-
-
-@dataclass(frozen=True)
-class Score:
-    """Nats that pieces cost.
-
-    Attributes
-    ----------
-    nats : float array, shape (pieces, F)
-        Sum over the tokens of each piece, controls and END included.
-    notes : int array, shape (pieces,)
-    """
-
-    nats: NDArray[np.float64]
-    notes: NDArray[np.int64]
-
-    @property
-    def nats_per_note(self) -> float:
-        """All nats over all notes."""
-        return float(self.nats.sum() / self.notes.sum())
-
-    @property
-    def fields(self) -> dict[str, float]:
-        """Nats per note of each field; they add up to `nats_per_note`."""
-        return dict(zip(FIELDS, (self.nats.sum(axis=0) / self.notes.sum()).tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -67,19 +40,19 @@ def score_dataset(
     """
     network.eval()
     device = network.to_heads.weight.device
-    conditions = dataset.piece_conditions(network.config.conditions)
+    conditions, names = dataset.piece_conditions(network.config.conditions), piece_condition_names(network.config.conditions)
     if not with_conditions:
         conditions = np.zeros_like(conditions)
-    nats = np.zeros((len(dataset.pieces), len(FIELDS)))
-    for indices, windows in whole_pieces(dataset, rows, steps, conditions):
+    tokens = _room(dataset)
+    for indices, windows in whole_pieces(dataset, rows, steps, network.config.memory, conditions, names):
         state = network.initial_state(len(indices))
-        for window in windows:
+        for number, window in enumerate(windows):
             batch = window.to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=product == torch.bfloat16):
                 logits, state = network(batch, state, product)
-            for i, loss in enumerate(field_nats(logits, batch).values()):
-                nats[indices, i] += loss.sum(dim=0).double().cpu().numpy()
-    return Score(nats, _count_notes(dataset))
+            nats = torch.stack(list(field_nats(logits, batch).values()), dim=-1)  # (T, B, F)
+            _put(tokens, indices, number * steps, nats.transpose(0, 1).double().cpu().numpy())
+    return Score.of(dataset.pieces, tokens)
 
 
 def score_exported(model: OnnxModel, dataset: Dataset, *, with_conditions: bool, rows: int = 64, steps: int = 256) -> Score:
@@ -91,19 +64,20 @@ def score_exported(model: OnnxModel, dataset: Dataset, *, with_conditions: bool,
     dataset, with_conditions, rows, steps
         As in `score_dataset`.
     """
-    conditions = dataset.piece_conditions(model.info.metadata["conditions"])
+    conditions, names = dataset.piece_conditions(model.info.metadata["conditions"]), model.conditions
     if not with_conditions:
         conditions = np.zeros_like(conditions)
-    nats = np.zeros((len(dataset.pieces), len(FIELDS)))
-    for indices, windows in whole_pieces(dataset, rows, steps, conditions):
+    tokens = _room(dataset)
+    # The graph keeps its own memory: none has to be laid out for it.
+    for indices, windows in whole_pieces(dataset, rows, steps, 1, conditions, names):
         state = model.initial_state(np.array([dataset.pieces[i].start_position for i in indices], np.int32))
         times = np.zeros(len(indices), np.int64)
-        for window in windows:
+        for number, window in enumerate(windows):
             chunk, times = forced_chunk(window, times)
             _, state, probabilities = model.run(chunk, state)
-            certain = np.where(window.mask.numpy().T[..., None], probabilities, 1.0)  # padding costs nothing
-            nats[indices] -= np.log(certain.astype(np.float64)).sum(axis=1)
-    return Score(nats, _count_notes(dataset))
+            certain = np.where(window.mask.numpy().T[..., None], probabilities, 1.0)  # no logarithm of what padding gets
+            _put(tokens, indices, number * steps, -np.log(certain.astype(np.float64)))
+    return Score.of(dataset.pieces, tokens)
 
 
 def forced_chunk(window: Batch, times: NDArray[np.int64]) -> tuple[Chunk, NDArray[np.int64]]:
@@ -131,5 +105,12 @@ def forced_chunk(window: Batch, times: NDArray[np.int64]) -> tuple[Chunk, NDArra
     return chunk, now[:, -1]
 
 
-def _count_notes(dataset: Dataset) -> NDArray[np.int64]:
-    return np.array([count_notes(piece.tokens) for piece in dataset.pieces])
+def _room(dataset: Dataset) -> list[Floats]:
+    return [np.zeros(piece.tokens.shape) for piece in dataset.pieces]
+
+
+def _put(tokens: list[Floats], indices: list[int], start: int, nats: Floats) -> None:
+    """Write a window's nats (B, T, F), from token `start` of each piece on, into its pieces; the padding is left out."""
+    for row, index in enumerate(indices):
+        part = tokens[index][start : start + nats.shape[1]]
+        part[:] = nats[row, : len(part)]

@@ -5,8 +5,10 @@ import pytest
 
 from service.music.piece import NOTE, PEDAL, TEMPO, Piece, TimeSignature, records, sort_notes
 from service.music.representation import CONTROL, FIELDS, VOCABULARY, Control, EncodedPiece, encode_piece
-from training.baselines import BackoffModel, evaluate_baselines, uniform_log_probs
+from training.baselines import KINDS, BackoffModel, score_baselines, uniform_log_probs
 from training.kneser_ney import KneserNey
+from training.match_model import MatchModel
+from training.repetition import find_matches, repeated
 
 
 def column(*values: int) -> np.ndarray:
@@ -66,12 +68,54 @@ def legal_values(field: int, token: np.ndarray) -> np.ndarray:
     return np.arange(0 if FIELDS[field] in ("shift", "hand") else 1, VOCABULARY[field])
 
 
-@pytest.mark.parametrize("order", [1, 3, 5])
-def test_every_field_sums_to_one(order: int) -> None:
-    model = BackoffModel.fit([random_piece(seed) for seed in range(5)], order)
-    piece = random_piece(99)
+def refrain(seed: int) -> EncodedPiece:
+    """A tune with its pedal that returns three times, each time higher and once with another rhythm."""
+    rng = np.random.default_rng(seed)
+    tune = [(int(step), int(pitch)) for step, pitch in zip(rng.choice([6, 12], 24), rng.integers(50, 70, 24), strict=True)]
+    notes, pedals, time = [], [], 0
+    for turn in range(4):
+        pedals += [(time, True), (time + 40, False)]
+        for i, (step, pitch) in enumerate(tune):
+            notes.append((time, pitch + turn, step, 64 + turn, 1 + i % 2))
+            time += step + 3 * (turn == 2 and i == 10)
+    return encode_piece(Piece(sort_notes(records(NOTE, notes)), pedals=records(PEDAL, pedals)))
+
+
+class WithMatch:
+    """A back-off model with the match feature, as if it were one model."""
+
+    def __init__(self, pieces: list[EncodedPiece], order: int, kind: str) -> None:
+        self._model = BackoffModel.fit(pieces[1:], order, KINDS[kind])
+        self._matches = MatchModel.fit(pieces[:1], [self._model.log_probs(pieces[0])])
+
+    def log_probs(self, piece: EncodedPiece) -> np.ndarray:
+        return self._matches.mix(self._model.log_probs(piece), piece)
+
+
+def fit(kind: str, order: int, match: bool, pieces: list[EncodedPiece]) -> BackoffModel | WithMatch:
+    return WithMatch(pieces, order, kind) if match else BackoffModel.fit(pieces, order, KINDS[kind])
+
+
+@pytest.mark.parametrize(
+    ("kind", "order", "match"),
+    [
+        *((kind, order, False) for kind in KINDS for order in (1, 3, 5)),
+        ("order", 5, True),
+        ("plain", 3, True),
+    ],
+)
+def test_every_field_sums_to_one(kind: str, order: int, match: bool) -> None:
+    make = refrain if match else random_piece
+    model = fit(kind, order, match, [make(seed) for seed in range(5)])
+    piece = make(99)
     kinds = piece.tokens[:, 1]
-    for at in (0, int(np.flatnonzero(kinds == CONTROL)[2]), *np.flatnonzero((kinds != CONTROL) & (piece.tokens[:, 0] == 0))[:2]):
+    chosen = [0, int(np.flatnonzero(kinds == CONTROL)[2])]
+    if match:
+        chosen += [int(i) for i in np.flatnonzero(repeated(piece.tokens))[::20]]  # among them controls and the END
+        chosen.append(len(piece.tokens) - 1)
+    else:
+        chosen += [int(i) for i in np.flatnonzero((kinds != CONTROL) & (piece.tokens[:, 0] == 0))[:2]]
+    for at in chosen:
         for field in range(len(FIELDS) if kinds[at] != CONTROL else 3):
             total = 0.0
             for value in legal_values(field, piece.tokens[at]):
@@ -82,11 +126,14 @@ def test_every_field_sums_to_one(order: int) -> None:
             assert total == pytest.approx(1), (at, FIELDS[field])
 
 
-def test_nothing_that_comes_later_matters() -> None:
-    model = BackoffModel.fit([random_piece(seed) for seed in range(3)], order=5)
-    piece = random_piece(7)
+@pytest.mark.parametrize("match", [False, True])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_nothing_that_comes_later_matters(kind: str, match: bool) -> None:
+    make = refrain if match else random_piece
+    model = fit(kind, 5, match, [make(seed) for seed in range(3)])
+    piece = make(7)
     whole = model.log_probs(piece)
-    for cut in (1, 20, 45):
+    for cut in (1, 20, 45, 60):
         part = EncodedPiece(piece.tokens[:cut], piece.positions[:cut], piece.metres[:cut], piece.start_position)
         np.testing.assert_allclose(model.log_probs(part), whole[:cut])
         # Nor do the fields that are drawn after one, though the symbols of a context sit in the same rows.
@@ -97,6 +144,33 @@ def test_nothing_that_comes_later_matters() -> None:
             np.testing.assert_allclose(model.log_probs(changed)[:, :field], whole[:cut, :field])
 
 
+def test_a_match_is_trusted_as_far_as_it_was_right() -> None:
+    pieces = [refrain(seed) for seed in range(20)]
+    even = [
+        uniform_log_probs(piece) for piece in pieces
+    ]  # says next to nothing itself: what matches get is how often they are right
+    model = MatchModel.fit(pieces, even)
+    piece = pieces[3]
+    matches = find_matches(piece.tokens)
+    mixed = np.exp(model.mix(even[3], piece))
+    sure = (matches.length >= 8) & (matches.values == piece.tokens[:, :5]).all(axis=1)
+    assert sure.sum() > 30
+    assert mixed[sure, 2].min() > 0.9  # the transposed pitch
+    assert (mixed[matches.length == 0] == np.exp(even[3])[matches.length == 0]).all()
+    np.testing.assert_allclose(mixed[:, 5], np.exp(even[3])[:, 5])  # a match does not know the tempo
+    # By hand: of all pitches whose shift and hand were foretold by a match of 8 notes, the share that was right, nearly.
+    right, all_of_them = 1, 2
+    for one in pieces:
+        m = find_matches(one.tokens)
+        kind = (
+            (m.length == 8) & (m.values[:, :2] == one.tokens[:, :2]).all(axis=1) & (m.values[:, 2] >= 0) & (one.tokens[:, 1] > 0)
+        )
+        right += int((m.values[kind, 2] == one.tokens[kind, 2]).sum())
+        all_of_them += int(kind.sum())
+    kind = sure & (matches.length == 8) & (piece.tokens[:, 1] > 0)
+    np.testing.assert_allclose(mixed[kind, 2], right / all_of_them, atol=0.01)
+
+
 def test_uniform_is_the_logarithm_of_the_legal_values() -> None:
     piece = encode_piece(Piece(records(NOTE, [(0, 60, 24, 64, 1)])))
     note, end = -uniform_log_probs(piece)
@@ -104,16 +178,23 @@ def test_uniform_is_the_logarithm_of_the_legal_values() -> None:
     np.testing.assert_allclose(np.exp(end), [193, 4, 4, 1, 1, 1])
 
 
-def test_evaluation_counts_all_tokens_over_notes() -> None:
+def test_scores_count_all_tokens_over_notes() -> None:
     train = [random_piece(seed) for seed in range(6)]
-    result = evaluate_baselines(train, train[:2])
-    assert list(result) == ["uniform", "order3", "order5"]
-    for score in result.values():
-        assert list(score["fields"]) == list(FIELDS)
-        assert sum(score["fields"].values()) == pytest.approx(score["nats_per_note"])
+    scores = dict(score_baselines(train, train[:2]))
+    names = ["uniform"] + [f"{kind}{order}{match}" for kind in ("order", "plain") for order in (3, 5) for match in ("", "+match")]
+    assert list(scores) == names
+    for score in scores.values():
+        assert list(score.fields) == list(FIELDS)
+        assert sum(score.fields.values()) == pytest.approx(score.nats_per_note)
     by_hand = -sum(BackoffModel.fit(train, 5).log_probs(piece).sum() for piece in train[:2]) / 120
-    assert result["order5"]["nats_per_note"] == pytest.approx(by_hand)
-    assert result["order5"]["nats_per_note"] < result["order3"]["nats_per_note"] < result["uniform"]["nats_per_note"]
+    assert scores["order5"].nats_per_note == pytest.approx(by_hand)
+    assert scores["order5"].nats_per_note < scores["order3"].nats_per_note < scores["uniform"].nats_per_note
+
+
+def test_the_match_feature_helps_where_a_tune_returns() -> None:
+    scores = dict(score_baselines([refrain(seed) for seed in range(16)], [refrain(99)]))
+    for name in ("order3", "order5", "plain3", "plain5"):
+        assert scores[name + "+match"].nats_per_note < scores[name].nats_per_note - 1
 
 
 def test_a_known_tune_is_cheap() -> None:
