@@ -101,7 +101,7 @@ def test_prepare_by_manifest_then_fit_evaluate_export(manifest, tmp_path, capfd)
     result = json.loads(line)
     assert line.count("\n") == 1
     assert set(result) == {"nats_per_note", "fields", "baselines", "notes", "pieces"}
-    assert set(result["baselines"]) == {"uniform", "order3", "order5"}
+    assert {"uniform", "order3", "order5", "order5+match"} <= set(result["baselines"])
     assert sum(result["fields"].values()) == pytest.approx(result["nats_per_note"])
     assert result["pieces"] == 2
     assert main(["export", str(run), "--out", str(tmp_path / "exported" / "tiny")]) == 0
