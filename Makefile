@@ -12,7 +12,7 @@ export ORT_DISABLE_TELEMETRY = 1
 export HOST PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help serve setup test check format prepare train resume evaluate export bench image clean
+.PHONY: help serve setup test check format prepare train resume evaluate export report examples bench image clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,14 @@ evaluate: $(VENV)/.all  ## nats per note of RUN beside the baselines
 
 export: $(VENV)/.all  ## RUN -> MODEL.onnx and its card
 	$(bin)/python -m training export $(RUN) --out $(MODEL) --attribution "$(ATTRIBUTION)"
+
+report: $(VENV)/.all  ## what MODEL's music is like beside that of data/train.npz: pictures, and a part of its card
+	$(bin)/python -m training report $(MODEL).onnx --data data/train.npz
+
+examples: $(VENV)/.core  ## the melodies of exported/examples again, by their curl lines
+	HOST=127.0.0.1 PORT=8000 sh -c '$(bin)/gunicorn -c service/gunicorn.conf.py & service=$$!; trap "kill $$service" EXIT; \
+		until curl -sf http://127.0.0.1:8000/readyz > /dev/null; do kill -0 $$service && sleep 0.2 || exit 1; done; \
+		grep "^curl " exported/examples/README.md | sed "s/^curl /curl -sf /" | sh -ex'
 
 bench: $(VENV)/.all  ## speed and exactness, as ratios and bounds
 	$(bin)/python -m bench.representation

@@ -401,10 +401,12 @@ class _Step:
         """
         n = self.n
         p = n.op("Softmax", scores, axis=1)
-        # Of the scores that are left without copies, the highest has a probability of so much of that of the highest of all.
+        # Without copies the likeliest value would have so much of the probability of the likeliest of all. At min-p 1 it is the
+        # latter that counts: one value is kept, whatever it owes its place to.
+        one, min_p = n.constant(np.array(1, np.float32)), n.slice("min_p", i, i + 1)
         share = n.op("Exp", n.op("Sub", likeliest, n.op("ReduceMax", scores, n.axes(1), keepdims=1)))
-        floor = n.op("Mul", n.op("ReduceMax", p, n.axes(1), keepdims=1), n.slice("min_p", i, i + 1))
-        floor = n.op("Mul", floor, n.op("Min", share, n.constant(np.array(1, np.float32))))
+        share = n.op("Where", n.op("Less", min_p, one), n.op("Min", share, one), one)
+        floor = n.op("Mul", n.op("ReduceMax", p, n.axes(1), keepdims=1), n.op("Mul", min_p, share))
         kept = n.op("Where", n.op("Less", p, floor), n.constant(np.zeros((1, 1), np.float32)), p)
         cumulative = n.op("CumSum", kept, n.axes(1))
         threshold = n.op("Mul", n.slice("in_uniform", i, i + 1), n.slice(cumulative, -1, 2**31 - 1))

@@ -1,6 +1,7 @@
 """The models in exported/: their metadata, their graph's names and shapes, and the card that speaks of them."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import onnxruntime
@@ -8,6 +9,11 @@ import pytest
 
 from service.engine.model import OnnxModel
 from service.music.representation import FIELDS, REPRESENTATION_VERSION, TIME_SIGNATURES, VOCABULARY
+from training.checkpoint import load_network
+from training.parity import corpus_dataset
+from training.report.make import PICTURES, REPORT
+from training.report.markdown import report_section
+from training.scoring import score_dataset, score_exported
 
 FOLDER = Path(__file__).parents[2] / "exported"
 MODELS = sorted(FOLDER.glob("*.onnx"))
@@ -33,9 +39,25 @@ class TestModel:
         assert len(metadata["commit"]) >= 12
         assert "dirty" not in metadata["commit"]
 
-    def test_clearly_better_than_the_baseline(self, path: Path) -> None:
+    def test_clearly_better_than_every_baseline(self, path: Path) -> None:
         evaluation = OnnxModel(path, "cpu").info.metadata["evaluation"]
-        assert evaluation["nats_per_note"] < 0.95 * evaluation["baselines"]["order5"]
+        assert evaluation["nats_per_note"] < 0.55 * evaluation["baselines"]["order5"]
+        assert evaluation["nats_per_note"] < 0.8 * min(evaluation["baselines"].values())
+
+    def test_it_is_the_network_that_was_trained(self, path: Path) -> None:
+        model, corpus = OnnxModel(path, "cpu"), corpus_dataset()
+        expected = model.info.metadata["parity"]["corpus_nats_per_note"]
+        assert score_exported(model, corpus, with_conditions=False).nats_per_note == pytest.approx(expected, abs=1e-4)
+        network, _ = load_network(path.with_suffix(".pt"))
+        assert score_dataset(network, corpus, with_conditions=False).nats_per_note == pytest.approx(expected, rel=2e-3)
+
+    def test_the_report_is_of_this_file_and_in_the_card(self, path: Path) -> None:
+        report = json.loads((FOLDER / "report" / REPORT).read_text())
+        assert report["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert report_section(report, "report/").strip() in CARD
+        for picture in PICTURES:
+            assert f"](report/{picture})" in CARD
+            assert (FOLDER / "report" / picture).stat().st_size > 10_000
 
     def test_card_speaks_of_this_very_file(self, path: Path) -> None:
         metadata = OnnxModel(path, "cpu").info.metadata
@@ -60,4 +82,4 @@ class TestModel:
 
     def test_no_weights_outside_the_file(self, path: Path) -> None:
         assert not list(FOLDER.glob("*.data"))
-        assert path.stat().st_size < 60e6
+        assert sum(file.stat().st_size for file in FOLDER.glob("nocturne.*")) < 60e6

@@ -12,16 +12,35 @@ from service.config import ServiceConfig
 from tests.e2e.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
-CALLS = [command for command in COMMANDS if command.startswith("curl") and "127.0.0.1:8000" in command]
+EXAMPLES = ROOT / "exported" / "examples"
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+
+
+def calls(text: str) -> list[str]:
+    lines = [line for block in blocks(text) for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith("curl") and "127.0.0.1:8000" in line]
+
+
+BLOCKS, CALLS = blocks(README), calls(README)
+EXAMPLE_CALLS = calls((EXAMPLES / "README.md").read_text(encoding="utf-8"))
 
 
 def test_there_are_calls_to_try() -> None:
     assert len(CALLS) >= 5
 
 
-@pytest.mark.parametrize("command", CALLS)
+def test_every_example_stands_beside_its_call() -> None:
+    made = [ROOT / shlex.split(call)[-1] for call in EXAMPLE_CALLS]
+    assert sorted(made) == sorted(EXAMPLES.glob("*.mid"))
+    assert len(made) == 12
+    for path in made:
+        assert sum(message.type == "note_on" for message in mido.MidiFile(path)) > 20
+
+
+@pytest.mark.parametrize("command", CALLS + EXAMPLE_CALLS)
 def test_every_call_composes(command: str, service, tmp_path: Path) -> None:
     method, url, headers, body = "GET", "", {}, None
     words = iter(shlex.split(command)[1:])

@@ -14,7 +14,7 @@ from service.engine.interface import Chunk
 from service.engine.model import OnnxModel
 from service.errors import ModelMismatch
 from service.music.piece import TimeSignature
-from service.music.representation import CONTROL, FIELDS, Control, time_signature_index
+from service.music.representation import CONTROL, FIELDS, Control, NoteToken, time_signature_index
 from tests.training.test_fit import CONFIG
 from training import export as exporting
 from training.checkpoint import load_network
@@ -108,6 +108,15 @@ def restless_network(config: ModelConfig) -> Network:
         network.nothing.bias.fill_(0.0)
         for embedding in (network.notes_left_embedding, network.bars_left_embedding):
             embedding.weight.mul_(10.0)
+        for layer in (
+            network.profile_input,
+            network.profile_kernel,
+            network.key_input,
+            network.key_kernel,
+            network.head_contexts,
+        ):
+            for parameter in layer.parameters():  # these begin as zeros
+                torch.nn.init.normal_(parameter, std=0.3)
     return network
 
 
@@ -178,6 +187,37 @@ def test_offers_that_do_not_count_are_as_pointing_at_nothing(small, tmp_path) ->
     assert np.array_equal(without[0], nothing[0])
     assert np.allclose(without[1], nothing[1], atol=1e-5)
     assert not np.allclose(without[1], with_memory, atol=1e-2)
+
+
+def pitches_after(model: OnnxModel, min_p: float, rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pitches that rows draw after a figure of three notes again and again, and their probabilities."""
+    chunk = free_chunk(model, (-1, -1), 40)
+    figure = [NoteToken(12, 1, 40 + 4 * (i % 3), 12, 15, 73) for i in range(40)]
+    forced = np.tile(np.array(figure, np.int32), (rows, 1, 1))
+    forced[:, -1, FIELDS.index("pitch") :] = -1
+    inputs = {name: np.repeat(value[:1], rows, axis=0) for name, value in vars(chunk).items() if name != "biases"}
+    inputs["biases"] = {name: np.repeat(bias[:1], rows, axis=0) for name, bias in chunk.biases.items()}
+    uniforms = np.random.default_rng(2).random((rows, 40, len(FIELDS)), np.float32)
+    inputs |= {"forced": forced, "uniforms": uniforms, "min_p": np.full((rows, len(FIELDS)), min_p, np.float32)}
+    drawn, probabilities = composed(model, Chunk(**inputs), [16])
+    return drawn[:, -1, FIELDS.index("pitch")], probabilities[:, -1, FIELDS.index("pitch")]
+
+
+def test_min_p_leaves_a_way_out_of_a_repetition(small, tmp_path) -> None:
+    network = restless_network(small)
+    with torch.no_grad():
+        network.nothing.bias.fill_(-10.0)
+        heads = (network.outputs["pitch"], network.relative_outputs["pitch"], network.copy_scales["pitch"])
+        for layer in (*heads, network.profile_kernel, network.key_kernel):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        network.copy_scales["pitch"].bias.fill_(3.0)
+    model = OnnxModel(build(network, tmp_path), "cpu")
+    pitches, probabilities = pitches_after(model, 0.5)
+    # What nobody offers is all alike; of what is offered, some value is far likelier, and does not rule out the rest.
+    assert probabilities.max() > 3 * probabilities.min()
+    assert len(set(pitches.tolist())) > 20
+    assert len(set(pitches_after(model, 1.0)[0].tolist())) == 1, "min-p 1 is greedy, copies or not"
 
 
 def test_a_piece_ends_at_the_barline_that_is_told(dataset, small, tmp_path) -> None:
