@@ -30,7 +30,7 @@ from training.score import Score, save_score
 
 STEPS_PER_SECOND, LONGEST = 100, 100  # steps of 10 ms; a time shift is 1..100 of them
 OFF, SHIFT, VELOCITY, START, EVENTS = 128, 256, 256 + LONGEST, 256 + LONGEST + 32, 256 + LONGEST + 33
-ROWS, WINDOW, WARMUP, LEARNING_RATE, DROPOUT = 32, 256, 100, 1e-3, 0.1
+ROWS, WINDOW, WARMUP, LEARNING_RATE, DROPOUT = 16, 128, 200, 2e-3, 0.1
 
 
 class Stream(NamedTuple):

@@ -3,11 +3,14 @@
     python -m bench.networks ours data/piano.npz --out runs/compare/ours [--steps 560]
 
 `ours` and `parallel` and so on, as in VARIANTS. The scores go to scores.npz in the run's folder, for `evaluate --scores`; the
-last line is JSON. All see the same pieces in the same order.
+last line is JSON, with the notes per second of its inference graph (float32, one thread, 1 and 32 rows) where it has one.
+`--steps 0` measures only that. All see the same pieces in the same order.
 """
 
 import argparse
 import json
+import statistics
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bench.engine import LENGTH, PIECES, compose_all
+from service.engine.model import METADATA_KEY, OnnxModel
 from service.music.representation import FIELDS, VOCABULARY
 from training.checkpoint import BEST, load_checkpoint
 from training.data import load_dataset
+from training.export import describe
 from training.fit import FitConfig, Progress, fit
+from training.graph import build_graph
 from training.memory import EMPTY, LAGS
 from training.model import HANDS, LAST_FIELDS, Batch, ModelConfig, Network, Offers
 from training.score import save_score
@@ -81,7 +88,12 @@ VARIANTS: dict[str, tuple[Callable[[ModelConfig], Network], dict[str, int]]] = {
     "no_content": (NoContent, {}),
     "no_memory": (Network, NO_MEMORY),
     "parallel": (ParallelHeads, NO_MEMORY),
+    "narrow": (Network, {"hidden": 384}),
+    "wide": (Network, {"hidden": 768}),
+    "deep": (Network, {"layers": 3}),
+    "short": (Network, {"memory": 256}),
 }
+GRAPHS = ("ours", "no_memory", "narrow", "wide", "deep", "short")  # those that training.graph can express
 NAMES = {
     "ours": "this network",
     "no_copy": "attention, but no copy",
@@ -89,7 +101,25 @@ NAMES = {
     "no_content": "pointers by match and lag alone",
     "no_memory": "no memory",
     "parallel": "LSTM with parallel heads",
+    "narrow": "two layers of 384",
+    "wide": "two layers of 768",
+    "deep": "three layers of 512",
+    "short": "memory of 256 tokens",
 }
+ROUNDS = 3
+
+
+def notes_per_second(network: Network) -> dict[int, float]:
+    """Return how fast the inference graph of a network composes, by the number of rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        metadata = describe(network.eval(), {"history": [{"valid": 0.0}], "training": {}, "commit": ""}, None, "", "")
+        path.write_bytes(build_graph(network, {METADATA_KEY: json.dumps(metadata)}).SerializeToString())
+        model = OnnxModel(path, "cpu")
+        compose_all(model, PIECES)  # warm-up
+        rounds = [[compose_all(model, rows) for rows in (1, PIECES)] for _ in range(ROUNDS)]
+    medians = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
+    return {rows: round(PIECES * LENGTH / seconds) for rows, seconds in zip((1, PIECES), medians, strict=True)}
 
 
 def main() -> None:
@@ -115,6 +145,9 @@ def main() -> None:
                 flush=True,
             )
 
+    if not options.steps:
+        print(json.dumps({"variant": options.variant, "notes_per_s": notes_per_second(make(shape))}))
+        return
     last = fit(dataset, options.out, shape, how, report, make=make)
     network = make(shape)
     network.load_state_dict(load_checkpoint(options.out / BEST)["network"])
@@ -123,6 +156,8 @@ def main() -> None:
     about = f"{NAMES[options.variant]}, {parameters / 1e6:.2f} million parameters, {last['notes'] / 1e6:.2f} million notes"
     save_score(options.out / "scores.npz", score, about)
     figures = {"nats_per_note": score.nats_per_note, "fields": score.fields, "notes": last["notes"], "parameters": parameters}
+    if options.variant in GRAPHS:
+        figures["notes_per_s"] = notes_per_second(network)
     print(json.dumps({"variant": options.variant, **figures}))
 
 
