@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.engine import LENGTH, PIECES, compose_all
+from service.engine.interface import LAGS
 from service.engine.model import METADATA_KEY, OnnxModel
 from service.music.representation import FIELDS, VOCABULARY
 from training.checkpoint import BEST, load_checkpoint
@@ -26,7 +27,7 @@ from training.data import load_dataset
 from training.export import describe
 from training.fit import FitConfig, Progress, fit
 from training.graph import build_graph
-from training.memory import EMPTY, LAGS
+from training.memory import EMPTY
 from training.model import HANDS, LAST_FIELDS, Batch, ModelConfig, Network, Offers
 from training.score import save_score
 from training.scoring import score_dataset

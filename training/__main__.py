@@ -238,11 +238,11 @@ def _export(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from training.export import card_path
     from training.model_card import insert_report
-    from training.report.make import make_report
+    from training.report.make import REPORT_FOLDER, make_report
     from training.report.markdown import report_section
     from training.storage import write_atomically
 
-    folder = options.out or options.target.parent / "report"
+    folder = options.out or options.target.parent / REPORT_FOLDER
     with _progress() as progress:
         task = progress.add_task("")
         report = make_report(

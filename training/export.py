@@ -16,8 +16,10 @@ from service.music.representation import FIELDS, REPRESENTATION_VERSION, VOCABUL
 from training.checkpoint import BEST, load_network, save_weights
 from training.graph import build_graph
 from training.model import Network
-from training.model_card import write_model_card
+from training.model_card import insert_report, write_model_card
 from training.parity import CORPUS_PIECE, Parity, check_parity, corpus_dataset
+from training.report.make import REPORT, REPORT_FOLDER
+from training.report.markdown import report_section
 from training.scoring import score_dataset
 from training.storage import write_atomically
 
@@ -34,7 +36,8 @@ def export(run: Path, out: Path, licence: str, attribution: str) -> tuple[Path, 
         A run's folder, or a checkpoint.
     out : Path
         Name of the model: `<out>.onnx` is written, and its card beside it: MODEL_CARD.md, or MODEL_CARD.<name>.md where that
-        is another model's. And `<out>.pt`, the weights in half precision, which `fit --init` can begin with.
+        is another model's; what `report` found of the very same file stays in it. And `<out>.pt`, the weights in half
+        precision, which `fit --init` can begin with.
     licence : str
         Under which the weights are published.
     attribution : str
@@ -70,9 +73,22 @@ def export(run: Path, out: Path, licence: str, attribution: str) -> tuple[Path, 
     with write_atomically(path) as file:
         file.write(graph.SerializeToString())
     save_weights(path.with_suffix(".pt"), content)
+    card = write_model_card(path, metadata, content, evaluation)
+    report = read_report(path)
+    if report is not None:
+        card = insert_report(card, report_section(report, f"{REPORT_FOLDER}/"))
     with write_atomically(card_path(path)) as file:
-        file.write(write_model_card(path, metadata, content, evaluation).encode())
+        file.write(card.encode())
     return path, parity
+
+
+def read_report(model: Path) -> dict[str, Any] | None:
+    """Return what `report` found of an exported model; None if it was not run, or on another file of that name."""
+    file = model.parent / REPORT_FOLDER / REPORT
+    if not file.exists():
+        return None
+    report: dict[str, Any] = json.loads(file.read_text())
+    return report if report["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest() else None
 
 
 def weights_hash(run: Path) -> str:

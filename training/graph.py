@@ -13,6 +13,7 @@ Inputs (K steps, B rows, F fields in `NoteToken` order)
     conditions           int32 (B, C)      per-piece conditions
     copying              float (B, 1)      factor of the weight of what the memory offers; 1: as the network has learnt it
     left                 int32 (B, 2)      notes of the piece, and the tick of its last barline; -1 where it is not told
+    lag_bias             float (B, LAGS)   added to the score of an offer, by the class of its lag
     rules                float (B, 1)      1: keep the notes playable, end at the last barline; 0: the network as it is
     state_<name>         (B, ...)          zeros before the first token, but for `state_position`
 Outputs
@@ -27,6 +28,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from service.engine.interface import LAGS
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH
 from service.music.representation import CONTROL, DURATIONS, FIELDS, MAX_BAR, VOCABULARY, Control
 from training.conditions import (
@@ -135,6 +137,7 @@ def _inputs(network: Network) -> dict[str, tuple[int, list[Any]]]:
         "conditions": (TensorProto.INT32, ["B", len(network.condition_embeddings) - 1]),
         "left": (TensorProto.INT32, ["B", 2]),
         "copying": (TensorProto.FLOAT, ["B", 1]),
+        "lag_bias": (TensorProto.FLOAT, ["B", LAGS]),
         "rules": (TensorProto.FLOAT, ["B", 1]),
     }
     return inputs | {f"bias_{n}": (TensorProto.FLOAT, ["B", size]) for n, size in VOCABULARY._asdict().items()}

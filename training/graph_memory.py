@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
+from service.engine.interface import LAGS
 from service.music.representation import MAX_SHIFT, VOCABULARY
 from training.memory import (
     BAR_TICKS,
     EMPTY,
     INTERVAL_OFFSET,
     LAG_CLASS,
-    LAGS,
     LONGEST_MATCH,
     MATCH_CLASS,
     MATCHES,
@@ -215,7 +215,8 @@ class MemoryNodes:
         n, pointers = self.n, self.config.pointers
         scores = self._split(self._linear("class_scores", x), MATCHES + LAGS)
         of_match = n.op("Unsqueeze", n.slice(scores, 0, MATCHES, axis=2), n.axes(3))
-        of_lag = n.op("Unsqueeze", n.slice(scores, MATCHES, MATCHES + LAGS, axis=2), n.axes(2))
+        of_lag = n.op("Add", n.slice(scores, MATCHES, MATCHES + LAGS, axis=2), n.op("Unsqueeze", "lag_bias", n.axes(1)))
+        of_lag = n.op("Unsqueeze", of_lag, n.axes(2))
         both = n.op("Reshape", n.op("Add", of_match, of_lag), n.axes(0, pointers, MATCHES * LAGS))
         return n.op("Pad", both, n.axes(0, 0, 0, 0, 0, 1), n.constant(np.array(UNREACHABLE, np.float32)))
 

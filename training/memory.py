@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.interface import LAGS
 from service.music.piece import RESOLUTION
 from service.music.representation import CONTROL, FIELDS, MAX_SHIFT, TIME_SIGNATURES, TokenArray
 
@@ -25,7 +26,6 @@ MATCH_CLASS = np.searchsorted(MATCH_EDGES, np.arange(LONGEST_MATCH + 1), side="r
 _BAR_CLASSES = {0: 1, **{bars: bars + 1 for bars in range(1, 9)}, 12: 10, 16: 10}
 MAX_LAG_BARS = 17
 LAG_CLASS = np.array([_BAR_CLASSES.get(bars, 11) for bars in range(MAX_LAG_BARS + 1)], np.uint8)
-LAGS = 12
 CLASSES = MATCHES * LAGS
 EMPTY = CLASSES  # the class of a slot that holds no note
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 from torch import Tensor, nn
 
+from service.engine.interface import LAGS
 from service.music.representation import (
     CONTROL,
     DURATIONS,
@@ -37,7 +38,7 @@ from service.music.representation import (
 )
 from training.conditions import BARS_LEFT_CLASSES, EXPECTED_PITCH_CLASSES, EXPECTED_TEMPO, NOTES_LEFT_CLASSES
 from training.lstm import LSTMLayer
-from training.memory import INTERVAL_OFFSET, LAGS, MATCHES, SLOT_FIELDS
+from training.memory import INTERVAL_OFFSET, MATCHES, SLOT_FIELDS
 from training.options import option
 
 HANDS = VOCABULARY.hand

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from service.music.representation import VOCABULARY
 
 State = dict[str, NDArray[Any]]  # by the names of the graph, each with the rows first
+# Classes of how long ago something in the model's memory was: 0 no whole number of bars, 1 at the same onset, 2 to 9 so many bars
+# less one, 10 twelve or sixteen bars, 11 another number of bars.
+LAGS = 12
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Chunk:
         Notes of the whole piece, and the tick of its last barline, both from its beginning; -1 where the network is not told.
     copying : float32 array, shape (B, 1)
         Factor of the weight of what the memory offers to copy; 1: as the network has learnt it.
+    lag_bias : float32 array, shape (B, LAGS)
+        Added to the score of what the memory offers, by how long ago it was; 0: as the network has learnt it.
     rules : float32 array, shape (B, 1)
         1 keeps the notes playable, and ends the piece at its last barline if that is told; 0 leaves the network's own
         distribution, for scoring.
@@ -69,6 +74,7 @@ class Chunk:
     conditions: NDArray[np.int32]
     left: NDArray[np.int32]
     copying: NDArray[np.float32]
+    lag_bias: NDArray[np.float32]
     rules: NDArray[np.float32]
 
     @classmethod
@@ -92,6 +98,7 @@ class Chunk:
             conditions=conditions,
             left=np.full((rows, 2), -1, np.int32) if left is None else left,
             copying=np.ones((rows, 1), np.float32),
+            lag_bias=np.zeros((rows, LAGS), np.float32),
             rules=np.zeros((rows, 1), np.float32),
         )
 

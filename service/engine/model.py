@@ -109,6 +109,7 @@ class OnnxModel:
             "conditions": chunk.conditions,
             "left": chunk.left,
             "copying": chunk.copying,
+            "lag_bias": chunk.lag_bias,
             "rules": chunk.rules,
             **{f"bias_{name}": bias for name, bias in chunk.biases.items()},
         }

@@ -167,6 +167,7 @@ class Scheduler:
             "metre": np.array([sequence.conditions.get("metre", 0), sequence.bar_ticks, sequence.bar_offset], np.int32),
             "left": sequence.left(),
             "copying": np.array([params.copying], np.float32),
+            "lag_bias": params.lag_bias(),
             **biases(),
         }
 
@@ -190,6 +191,7 @@ class Scheduler:
             conditions=stacked("conditions"),
             left=stacked("left"),
             copying=stacked("copying"),
+            lag_bias=stacked("lag_bias"),
             rules=np.ones((len(rows), 1), np.float32),
         )
 

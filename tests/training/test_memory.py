@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from service.engine.interface import LAGS
 from service.music.representation import (
     CONTROL,
     FIELDS,
@@ -33,7 +34,7 @@ from training.conditions import (
     tempo_class,
 )
 from training.data import Dataset, PieceInfo, condition_values, piece_condition_names
-from training.memory import BAR_TICKS, EMPTY, LAG_CLASS, LAGS, LONGEST_MATCH, MATCH_CLASS, MAX_LAG_BARS, memory_columns
+from training.memory import BAR_TICKS, EMPTY, LAG_CLASS, LONGEST_MATCH, MATCH_CLASS, MAX_LAG_BARS, memory_columns
 from training.model import running_values
 
 COMMON, WALTZ = TIME_SIGNATURES.index("4/4"), TIME_SIGNATURES.index("3/4")
@@ -176,7 +177,7 @@ def test_key_and_tempo_that_are_told_move_with_the_piece() -> None:
     assert all(count_notes(encode_piece(make_piece(i)).tokens) < OPENING for i in range(6))
     seen = set()
     pieces = [encode_piece(make_piece(i)) for i in range(6)]
-    for piece, played, told in plays(pieces, Augmentation(endings=0.0, hide=0.0), 60):
+    for piece, played, told in plays(pieces, Augmentation(endings=0.0, hide=0.0, misheard=0.0), 60):
         notes = piece.tokens[:, 1] != CONTROL
         moved = (played.target - piece.tokens)[notes]
         assert (moved == moved[0]).all()
@@ -192,7 +193,7 @@ def test_key_and_tempo_that_are_told_move_with_the_piece() -> None:
 def test_an_ending_begins_at_a_bar_and_is_told_how_much_is_left() -> None:
     pieces = [encode_piece(make_piece(i, bars=30)) for i in range(6)]
     lengths, told = [], []
-    for piece, played, _ in plays(pieces, Augmentation(endings=1.0, tell_notes=0.3, tell_bars=0.3), 100):
+    for piece, played, _ in plays(pieces, Augmentation(endings=1.0, tell_notes=0.3, tell_bars=0.3, misheard=0.0), 100):
         start = len(piece.tokens) - len(played)
         notes = int((played.target[:, 1] != CONTROL).sum())
         assert start > 0
@@ -218,7 +219,9 @@ def test_an_ending_begins_at_a_bar_and_is_told_how_much_is_left() -> None:
 def test_an_ending_is_told_its_own_key_and_tempo() -> None:
     differing = 0
     pieces = [encode_piece(make_piece(i, bars=40)) for i in range(6)]
-    for piece, played, told in plays(pieces, Augmentation(transpose=0, tempo=0, velocity=0, endings=1.0, hide=0.0), 60):
+    for piece, played, told in plays(
+        pieces, Augmentation(transpose=0, tempo=0, velocity=0, endings=1.0, hide=0.0, misheard=0.0), 60
+    ):
         key, tempo = key_and_tempo(played.target.astype(np.int32))
         assert (told["key"], told["tempo"]) == (1 + key, tempo_class(tempo))
         differing += (key, tempo) != key_and_tempo(piece.tokens)

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from service.engine.sampling import SamplingParams
+from service.engine.sampling import LAG_BIAS, SamplingParams
 from training.report.asking import check_control
 from training.report.comparison import compare, count_failures, look_at_form
 from training.report.compose import Progress
 from training.report.materials import Materials
 from training.storage import write_atomically
 
-REPORT = "report.json"
+REPORT_FOLDER, REPORT = "report", "report.json"  # beside the model
 PICTURES = ("overlap.png", "distributions.png", "similarity.png", "matrices.png")
 
 
@@ -73,6 +73,7 @@ def make_report(
             "temperature": SamplingParams.temperature,
             "min_p": SamplingParams.min_p,
             "copying": SamplingParams.copying,
+            "lag_bias": LAG_BIAS.tolist(),
             **materials.metadata.get("defaults", {}),
         },
         "asked": {"pieces": pieces, "failures": failures, "controls": controls},

@@ -31,7 +31,7 @@ def report_section(report: Mapping[str, Any], folder: str = "") -> str:
         Where its pictures are, as the links should say it: "" or ending in a slash.
     """
     compared = report["compared"]
-    settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
+    settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items() if name != "lag_bias")
     parts = [
         f"{compared['composed']} composed pieces of up to {compared['notes']} notes beside {compared['excerpts']} excerpts of as "
         f"many notes from {compared['valid_pieces']} validation pieces. Composed as the service does by default ({settings}), "
