@@ -43,8 +43,8 @@ class SamplingParams:
     """
 
     temperature: float = 1.0
-    min_p: float = 0.12
-    copying: float = 0.65
+    min_p: float = 0.15
+    copying: float = 0.6
 
     @property
     def greedy(self) -> bool:
