@@ -123,7 +123,7 @@ def test_a_melody_counts_among_the_bars(service):
 
 def test_what_is_asked_for_changes_the_piece_and_the_same_is_the_same_again(service):
     plain = service.compose(seed=4, length=60).content
-    for field, value in (("style", "joplin"), ("rendition", "score"), ("key", "E minor"), ("time_signature", "6/8")):
+    for field, value in (("style", "joplin"), ("rendition", "performed"), ("key", "E minor"), ("time_signature", "6/8")):
         asked = service.compose(seed=4, length=60, **{field: value}).content
         assert asked != plain
         assert service.http.get("/generate", params={"seed": 4, "length": 60, field: value}).content == asked
