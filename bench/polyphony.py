@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 
 from bench.polyphony_frames import Roll, Stream, read_set, whole
 from bench.polyphony_network import PolyphonyConfig, PolyphonyNetwork, State, frame_nats
+from training.fit import FitConfig, choose_precision
 from training.options import option
 
 PUBLISHED = {  # nats per frame on the test split; sources in the README of the sets
@@ -66,7 +67,9 @@ class TrainConfig:
     ema: float = option(0.998, "decay of the averaged weights, which are what is tested")
     validations: int = option(25, "evenly over the time")
     patience: int = option(6, "validations without a better one before training ends")
-    precision: str = option("bf16", "bf16 or fp32 factors of matrix products in training; the last scores are fp32")
+    precision: str = option(
+        "auto", "bf16 or fp32 factors of matrix products in training, auto as in `fit`; the last scores are fp32"
+    )
     seed: int = option(0, "decides weights, order and dropout")
 
 
@@ -104,7 +107,7 @@ class Trainer:
     def __init__(self, rolls: list[Roll], shape: PolyphonyConfig, how: TrainConfig) -> None:
         torch.manual_seed(how.seed)
         self.how = how
-        self.product = {"bf16": torch.bfloat16, "fp32": torch.float32}[how.precision]
+        self.product = choose_precision(FitConfig(precision=how.precision, device="cpu"))
         self.network = PolyphonyNetwork(shape)
         self.average = copy.deepcopy(self.network)
         self.stream = Stream(rolls, how.rows, how.window, shape.memory, how.seed)

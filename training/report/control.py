@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from service.music.keys import KEY_NAMES
 from service.music.piece import RESOLUTION, Piece
 from training.keys import estimate_key
 from training.report.failures import interval
@@ -63,11 +62,6 @@ def judge_keys(pieces: Sequence[Piece], asked: Sequence[int]) -> dict[str, Any]:
         "relations": {kind: relations.count(kind) / max(1, len(relations)) for kind in kinds},
         **modes,
     }
-
-
-def key_names(metadata_values: Sequence[str]) -> list[str]:
-    """Return the keys that a model knows, of all 24 and in their order."""
-    return [name for name in KEY_NAMES if name in metadata_values]
 
 
 def judge_metres(pieces: Sequence[Piece], asked: Sequence[str], classifier: MetreClassifier) -> dict[str, Any]:
