@@ -31,6 +31,7 @@ from training.score import Score, save_score
 STEPS_PER_SECOND, LONGEST = 100, 100  # steps of 10 ms; a time shift is 1..100 of them
 OFF, SHIFT, VELOCITY, START, EVENTS = 128, 256, 256 + LONGEST, 256 + LONGEST + 32, 256 + LONGEST + 33
 ROWS, WINDOW, WARMUP, LEARNING_RATE, DROPOUT = 16, 128, 200, 2e-3, 0.1
+SCORED_ROWS = 64
 
 
 class Stream(NamedTuple):
@@ -148,17 +149,25 @@ def train(dataset: Dataset, notes: int, hidden: int) -> EventNetwork:
 def score(network: EventNetwork, dataset: Dataset) -> Score:
     """Return the nats of each note of whole pieces."""
     network.eval()
-    hidden, found = network.output.in_features, []
-    for piece in dataset.pieces:
-        stream = encode_events(piece.tokens)
-        h, c = torch.zeros(2, 2, 1, hidden)
-        events = torch.from_numpy(stream.events)
-        logits, _, _ = network(torch.cat([torch.tensor([START]), events[:-1]])[:, None], h, c)
-        nats = nn.functional.cross_entropy(logits[:, 0], events, reduction="none").double().numpy()
-        tokens = np.zeros(piece.tokens.shape)
-        by_note = np.bincount(stream.notes, weights=nats, minlength=int(is_note(piece.tokens).sum()))
-        tokens[is_note(piece.tokens), FIELDS.index("shift")] = by_note
-        found.append(tokens)
+    streams = [encode_events(piece.tokens) for piece in dataset.pieces]
+    order = sorted(range(len(streams)), key=lambda i: len(streams[i].events))
+    found = [np.zeros(piece.tokens.shape) for piece in dataset.pieces]
+    for start in range(0, len(order), SCORED_ROWS):
+        rows = order[start : start + SCORED_ROWS]
+        length = max(len(streams[i].events) for i in rows)
+        target = torch.from_numpy(
+            np.stack([np.pad(streams[i].events, (0, length - len(streams[i].events))) for i in rows], axis=1)
+        )
+        before = torch.cat([torch.full((1, len(rows)), START), target[:-1]])
+        h, c = torch.zeros(2, 2, len(rows), network.output.in_features)
+        nats = []
+        for at in range(0, length, WINDOW):
+            logits, h, c = network(before[at : at + WINDOW], h, c)
+            nats.append(nn.functional.cross_entropy(logits.movedim(-1, 1), target[at : at + WINDOW], reduction="none"))
+        for i, own in zip(rows, torch.cat(nats).double().numpy().T, strict=True):
+            notes = is_note(dataset.pieces[i].tokens)
+            by_note = np.bincount(streams[i].notes, own[: len(streams[i].notes)], minlength=int(notes.sum()))
+            found[i][notes, FIELDS.index("shift")] = by_note
     return Score.of(dataset.pieces, found)
 
 
