@@ -76,12 +76,16 @@ def _about_figures(evaluation: Mapping[str, Any]) -> str:
 def _about_baselines(names: list[str]) -> str:
     if not names:
         return ""
+    networks = (
+        " Networks named with a number of notes were trained for so many, on the same pieces, so that they compare with each "
+        "other (`bench.networks`, `bench.event_stream`); what this model has seen is much more."
+    )
     return (
         "The baselines are interpolated Kneser-Ney models, fitted on the same training pieces; a pitch is the mean of a model of "
         "pitches and one of intervals. The plain ones see the last notes' values of a field, and the onset and the hand that "
         "are drawn before; the others see the contexts that held-out training pieces chose. With match: mixed with the "
         "continuation, moved to the present key, of the latest earlier place in the piece that has the same last 4, 8, 16 or 32 "
-        "shifts and intervals."
+        "shifts and intervals." + (networks if any("million notes" in name for name in names) else "")
     )
 
 
