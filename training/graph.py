@@ -30,6 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from service.engine.interface import LAGS
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH
+from service.music.playable import MAX_REPEATS, MAX_STRETCH
 from service.music.representation import CONTROL, DURATIONS, FIELDS, MAX_BAR, VOCABULARY, Control
 from training.conditions import (
     BARS_LEFT_CLASS,
@@ -39,6 +40,7 @@ from training.conditions import (
     MAX_NOTES_LEFT,
     NOTES_LEFT_CLASS,
 )
+from training.data import piece_condition_names
 from training.graph_memory import BUFFERS, CARRIED, MemoryNodes, buffer_shapes, close_buffers, memory_state, open_buffers
 from training.model import (
     COPIED_FIELDS,
@@ -61,8 +63,6 @@ IR_VERSION = 10  # what onnx 1.16 wrote with opset 21, so that onnxruntime from 
 KEYS = HIGHEST_PITCH - LOWEST_PITCH + 1
 CONTROLS = len(Control)
 MAX_CONTROLS = 4  # in a row; the data has few longer runs, and a piece must go on
-MAX_REPEATS = 8  # of one pitch in a row; a ninth is what a broken record plays (2 of 1,000 excerpts of real pieces have one)
-MAX_STRETCH = 24  # semitones that one hand strikes at one onset
 UNPLAYABLE = -1e4  # milder than FORBIDDEN of a request's biases, which win where everything is unplayable
 
 
@@ -149,24 +149,26 @@ def _info(name: str, kind: int, shape: list[Any]) -> Any:
 
 def _condition_gates(n: Nodes, network: Network, weights: dict[str, Array]) -> Value:
     """Return the first layer's bias and what the conditions of the piece add to it, (B, 4H): once a run, not once a note."""
-    names = [name for name in network.condition_embeddings if name != "metre"]
     gates = n.constant(weights["layers.0.bias"][None])
-    for i, name in enumerate(names):
+    for name in piece_condition_names(network.config.conditions):
         embedding = weights[f"condition_embeddings.{name}.weight"]
         if name == "key":
             embedding = embedding + EXPECTED_PITCH_CLASSES.astype(np.float32) @ weights["key_input.weight"].T
         table = n.constant(embedding @ weights["layers.0.weight_x"].T)
-        index = n.op("Gather", "conditions", n.constant(np.array(i, np.int64)), axis=1)
-        gates = n.op("Add", gates, n.op("Gather", table, index, axis=0))
+        gates = n.op("Add", gates, n.op("Gather", table, _condition(n, network, name), axis=0))
     return gates
+
+
+def _condition(n: Nodes, network: Network, name: str) -> Value:
+    """Return the index of a per-piece condition, (B,)."""
+    at = piece_condition_names(network.config.conditions).index(name)
+    return n.op("Gather", "conditions", n.constant(np.array(at, np.int64)), axis=1)
 
 
 def _key_profiles(n: Nodes, network: Network) -> Value:
     """Return the profile of the key asked for from each pitch class on, (B, 12, 12)."""
-    names = [name for name in network.condition_embeddings if name != "metre"]
     rolled = EXPECTED_PITCH_CLASSES[:, PROFILE_ROLL[:, :PITCH_CLASSES]].astype(np.float32)
-    index = n.op("Gather", "conditions", n.constant(np.array(names.index("key"), np.int64)), axis=1)
-    return n.op("Gather", n.constant(rolled), index, axis=0)
+    return n.op("Gather", n.constant(rolled), _condition(n, network, "key"), axis=0)
 
 
 class _Step:
@@ -232,11 +234,9 @@ class _Step:
     def _expected(self, state: Value, condition: str, table: Array) -> Value:
         """Return a running value; before the first note, what a condition lets expect."""
         n = self.n
-        names = [name for name in self.network.condition_embeddings if name != "metre"]
-        if condition not in names:
+        if condition not in self.network.config.conditions:
             return state
-        index = n.op("Gather", "conditions", n.constant(np.array(names.index(condition), np.int64)), axis=1)
-        expected = n.op("Gather", n.constant(table), index, axis=0)
+        expected = n.op("Gather", n.constant(table), _condition(n, self.network, condition), axis=0)
         return n.op("Where", n.op("Equal", "in_notes", n.ints(0)), expected, state)
 
     def _lstm(self) -> Value:

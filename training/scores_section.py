@@ -85,7 +85,7 @@ def _about_baselines(names: list[str]) -> str:
         "pitches and one of intervals. The plain ones see the last notes' values of a field, and the onset and the hand that "
         "are drawn before; the others see the contexts that held-out training pieces chose. With match: mixed with the "
         "continuation, moved to the present key, of the latest earlier place in the piece that has the same last 4, 8, 16 or 32 "
-        "shifts and intervals." + (networks if any("million notes" in name for name in names) else "")
+        "shifts and intervals." + (networks if any(map(_is_network, names)) else "")
     )
 
 
@@ -93,9 +93,14 @@ def _name(name: str) -> str:
     if name in _NAMES:
         return _NAMES[name]
     kind, match = name.removesuffix("+match"), name.endswith("+match")
-    if kind[:-1] not in _KINDS:
+    if _is_network(name):
         return name
     return f"Kneser-Ney, order {kind[-1]}, {_KINDS[kind[:-1]]}{', with match' if match else ''}"
+
+
+def _is_network(name: str) -> bool:
+    """Return whether a model is one of other networks' scores, which name themselves, and not of the baselines."""
+    return name not in _NAMES and name.removesuffix("+match")[:-1] not in _KINDS
 
 
 def _headings() -> list[str]:

@@ -1,4 +1,7 @@
-"""What two hands can do with what was composed: keys are let go before they are struck again, and no eleventh is held down."""
+"""What two hands can do with what was composed: keys are let go before they are struck again, and no eleventh is held down.
+
+The model's graph keeps MAX_REPEATS and MAX_STRETCH itself, while it composes.
+"""
 
 import numpy as np
 
@@ -6,6 +9,8 @@ from service.music.piece import Records
 
 MAX_STRUCK = 4  # notes on one key at one onset; with those that a melody may hold, MIDI has a channel for each
 MAX_KEYS = 10  # held down at a time: a pianist has as many fingers
+MAX_REPEATS = 8  # notes of one pitch in a row; more are what a broken record plays
+MAX_STRETCH = 24  # semitones that one hand strikes at one onset
 
 
 def make_playable(notes: Records) -> Records:

@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH, Hand, Piece, Records
-from service.music.playable import MAX_KEYS
+from service.music.playable import MAX_KEYS, MAX_REPEATS, MAX_STRETCH
 from training.report.excerpts import metre_of
 
-MAX_REPEATS = 8  # notes
 MAX_SILENCE = 2  # bars
-MAX_STRETCH = 24  # semitones
 LAST = 16  # notes
 EDGE = 12  # semitones
 MIN_NOTES = 16  # what ends before is no piece of music; a fault of its own, and left out of every other comparison
