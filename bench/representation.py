@@ -22,7 +22,8 @@ import mido
 import numpy as np
 import symusic
 
-from service.music.midi import read_midi, write_midi
+from service.music.midi import read_midi
+from service.music.midi_writer import write_midi
 from service.music.piece import NOTE, PEDAL, RESOLUTION, TEMPO, Hand, Piece, records, sort_notes
 from service.music.representation import DURATIONS, MAX_SHIFT, decode_tokens, encode_piece
 from training.prepare import fold_into_piano

@@ -1,14 +1,12 @@
-"""MIDI bytes to a `Piece` and back, through mido.
+"""MIDI bytes to a `Piece`, through mido: formats 0 and 1 at any resolution, every time rounded to the nearest tick of our grid.
 
-Reading takes formats 0 and 1 at any resolution and rounds every time to the nearest tick of our grid. Writing makes format 1:
-a conductor track (texts, tempo map, metre, key), then one named track per hand with its notes and the pedal.
-Nothing here knows tokens or a model.
+Nothing here knows tokens or a model. The way back is `service.music.midi_writer`.
 """
 
 import io
 import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import mido
@@ -17,7 +15,6 @@ import numpy as np
 from service.errors import InvalidMusic
 from service.music.piece import (
     COMMON_TIME,
-    DEFAULT_QPM,
     NOTE,
     PEDAL,
     RESOLUTION,
@@ -31,7 +28,6 @@ from service.music.piece import (
     sort_notes,
 )
 
-WRITTEN_TICKS_PER_BEAT = 20 * RESOLUTION  # 480, what editors expect; a multiple, so that no time is rounded
 DRUM_CHANNEL = 9  # General MIDI, counted from 0
 SUSTAIN = 64  # controller number; values from 64 up mean "down"
 MAX_BEATS = 100_000  # quarter notes, about 14 hours; a broken file with a later event would cost gigabytes of rests
@@ -41,18 +37,13 @@ _HAND_NAMES = {
     Hand.RIGHT: re.compile(r"\b(right|upper|r\.?h|derecha|m\.?d|rechts?e?|droite|destra|treble)\b", re.IGNORECASE),
     Hand.LEFT: re.compile(r"\b(left|lower|l\.?h|izquierda|m\.?i|links?e?|gauche|sinistra|bass)\b", re.IGNORECASE),
 }
-_TRACKS = ((Hand.RIGHT, "right hand"), (Hand.LEFT, "left hand"), (Hand.UNKNOWN, "piano"))
-# Each hand's first channel; the rest, without the drums, take notes that would strike a key that its channel still holds.
-_CHANNELS = {Hand.RIGHT: 0, Hand.LEFT: 1, Hand.UNKNOWN: 2}
-_SPARE_CHANNELS = [c for c in range(3, 16) if c != DRUM_CHANNEL]
 _MAJOR_KEYS = "Cb Gb Db Ab Eb Bb F C G D A E B F# C#"  # from seven flats to seven sharps
 _MINOR_KEYS = "Abm Ebm Bbm Fm Cm Gm Dm Am Em Bm F#m C#m G#m D#m A#m"
 _KEYS = {
-    (fifths, minor): name
+    name: (fifths, minor)
     for minor, names in ((False, _MAJOR_KEYS), (True, _MINOR_KEYS))
     for fifths, name in enumerate(names.split(), start=-7)
 }
-_KEYS_BY_NAME = {name: key for key, name in _KEYS.items()}
 
 
 class _RawNote(NamedTuple):
@@ -139,49 +130,11 @@ def read_midi(data: bytes, hand_tracks: Mapping[int, Hand] | None = None, pickup
         tempos=records(TEMPO, _without_repeats(_tempos_on_grid(tempos, {note.start for note in raw}, midi.ticks_per_beat))),
         pedals=records(PEDAL, _pedal_changes(pedals.values(), scale)),
         time_signatures=metre,
-        key_signatures=tuple(KeySignature(time, *_KEYS_BY_NAME[name]) for time, name in key_map),
+        key_signatures=tuple(KeySignature(time, *_KEYS[name]) for time, name in key_map),
         pickup=pickup,
         title="" if _hands_named(part_names.get(0, "")) else names.get(0, ""),
         copyright=copyright,
     )
-
-
-def write_midi(piece: Piece, end: int = 0) -> bytes:
-    """Write a piece as a MIDI file of format 1.
-
-    Every note on has its note off; a key that is struck again while it sounds goes to another channel, so that any reader pairs
-    them as they are here. The pedal is let go at the end.
-
-    Parameters
-    ----------
-    piece : Piece
-        The music. Times are written exactly.
-    end : int
-        Tick at which the tracks end, if the last note ends before.
-
-    Returns
-    -------
-    bytes
-        The file.
-
-    Raises
-    ------
-    InvalidMusic
-        If more notes hold one key at once than MIDI has channels for.
-    """
-    midi = mido.MidiFile(type=1, ticks_per_beat=WRITTEN_TICKS_PER_BEAT, charset="utf-8")
-    end = max(end, piece.end)
-    midi.tracks.append(_conductor_track(piece, end))
-    channels = _assign_channels(piece.notes)
-    hands = piece.notes["hand"]
-    for hand, name in _TRACKS:
-        chosen = hands == hand
-        if hand is Hand.UNKNOWN and not chosen.any():
-            continue
-        midi.tracks.append(_hand_track(name, _CHANNELS[hand], piece.notes[chosen], channels[chosen], piece.pedals, end))
-    out = io.BytesIO()
-    midi.save(file=out)
-    return out.getvalue()
 
 
 def _parse(data: bytes) -> mido.MidiFile:
@@ -311,92 +264,3 @@ def _note_records(raw: list[_RawNote], hands: dict[tuple[int, int], Hand], scale
         notes["velocity"] = columns[5].clip(1, 127)
         notes["hand"] = [hands[note.track, note.channel] for note in raw]
     return sort_notes(notes)
-
-
-def _conductor_track(piece: Piece, end: int) -> mido.MidiTrack:
-    events: list[tuple[int, mido.MetaMessage]] = []
-    if piece.title:
-        events.append((0, mido.MetaMessage("track_name", name=piece.title)))
-    if piece.copyright:
-        events.append((0, mido.MetaMessage("copyright", text=piece.copyright)))
-    for time, numerator, denominator in _written_metre(piece):
-        events.append((time, mido.MetaMessage("time_signature", numerator=numerator, denominator=denominator)))
-    for key in piece.key_signatures:
-        events.append((key.time, mido.MetaMessage("key_signature", key=_KEYS[key.fifths, key.minor])))
-    if not len(piece.tempos) or piece.tempos["time"][0] > 0:
-        events.append((0, mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(DEFAULT_QPM))))
-    for time, qpm in piece.tempos:
-        events.append((int(time), mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(float(qpm)))))
-    return _track(sorted(events, key=lambda event: event[0]), end)
-
-
-def _written_metre(piece: Piece) -> Iterator[tuple[int, int, int]]:
-    """Yield the metre map with the pick-up as a short first bar, which is how notation programs write it."""
-    signatures = piece.time_signatures or (COMMON_TIME,)
-    if piece.pickup:
-        denominator = next(d for d in (4, 8, 16, 32, 32 * 3) if (piece.pickup * d) % (4 * RESOLUTION) == 0)
-        if denominator in (4, 8, 16, 32):  # MIDI knows powers of two only; a stranger pick-up is left to the reader
-            yield 0, piece.pickup * denominator // (4 * RESOLUTION), denominator
-            yield piece.pickup, *signatures[0][1:]
-            yield from signatures[1:]
-            return
-    yield from signatures
-
-
-def _assign_channels(notes: Records) -> Records:
-    """Return a channel for each note (canonical order), none of them holding one key twice at a time."""
-    free_from: dict[tuple[int, int], int] = {}
-    channels = np.empty(len(notes), np.int64)
-    columns = (notes[name].tolist() for name in ("time", "pitch", "duration", "hand"))
-    for i, (time, pitch, duration, hand) in enumerate(zip(*columns, strict=True)):
-        own = _CHANNELS[hand]
-        for channel in (own, *_SPARE_CHANNELS):
-            # The spare channels are shared by the tracks, whose events at one tick a player may take in any order.
-            if free_from.get((channel, pitch), -1) < time + (channel == own):
-                break
-        else:
-            raise InvalidMusic(f"more than {len(_SPARE_CHANNELS) + 1} notes hold the key {pitch} at tick {time}")
-        free_from[channel, pitch] = time + duration
-        channels[i] = channel
-    return channels
-
-
-def _hand_track(name: str, channel: int, notes: Records, channels: Records, pedals: Records, end: int) -> mido.MidiTrack:
-    # Sort keys at one time: note offs first, so that a key can be struck again; then the pedal; then note ons.
-    events = [
-        (time * 4, mido.Message("note_on", channel=c, note=pitch, velocity=velocity))
-        for time, pitch, velocity, c in zip(
-            *(notes[f].tolist() for f in ("time", "pitch", "velocity")), channels.tolist(), strict=True
-        )
-    ]
-    events = [(time + 3, message) for time, message in events]
-    ends = (notes["time"] + notes["duration"]).tolist()
-    events += [
-        (time * 4, mido.Message("note_off", channel=c, note=pitch, velocity=0))
-        for time, pitch, c in zip(ends, notes["pitch"].tolist(), channels.tolist(), strict=True)
-    ]
-    used = sorted({channel, *channels.tolist()})
-    for time, down in pedals.tolist():
-        events += [(time * 4 + 1, _pedal(c, down)) for c in used]
-    if len(pedals) and pedals["down"][-1]:
-        end = max(end, int(pedals["time"][-1]))
-        events += [(end * 4 + 2, _pedal(c, False)) for c in used]
-    start = [(0, mido.MetaMessage("track_name", name=name))]
-    start += [(0, mido.Message("program_change", channel=c, program=0)) for c in used]
-    return _track(start + [(key // 4, m) for key, m in sorted(events, key=lambda event: event[0])], end)
-
-
-def _pedal(channel: int, down: bool) -> mido.Message:
-    return mido.Message("control_change", channel=channel, control=SUSTAIN, value=127 if down else 0)
-
-
-def _track(events: list[tuple[int, Any]], end: int) -> mido.MidiTrack:
-    """Return a track from messages with absolute times in our ticks, in order, ended at `end` or after the last of them."""
-    scale = WRITTEN_TICKS_PER_BEAT // RESOLUTION
-    track = mido.MidiTrack()
-    now = 0
-    for time, message in [*events, (max(end, events[-1][0]), mido.MetaMessage("end_of_track"))]:
-        message.time = (time - now) * scale
-        track.append(message)
-        now = time
-    return track

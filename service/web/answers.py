@@ -6,7 +6,7 @@ import orjson
 from flask import Request, Response
 from werkzeug.exceptions import NotAcceptable
 
-from service.music.midi import write_midi
+from service.music.midi_writer import write_midi
 from service.music.names import pitch_name
 from service.music.piece import RESOLUTION, Hand
 from service.web.compose import Answer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.music.midi import write_midi
+from service.music.midi_writer import write_midi
 from tests.training.conftest import make_piece
 from tests.training.test_fit import OPTIONS
 from training.__main__ import main

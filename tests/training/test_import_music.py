@@ -8,7 +8,7 @@ import mido
 import pytest
 
 from service.errors import InvalidMusic
-from service.music.midi import write_midi
+from service.music.midi_writer import write_midi
 from service.music.piece import NOTE, RESOLUTION, Hand, KeySignature, Piece, TimeSignature, records
 from training.data import InvalidDataset
 from training.import_music import dataset_sources, file_sources, list_music_files, read_music_file

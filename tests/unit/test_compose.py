@@ -7,7 +7,8 @@ import pytest
 from service.engine.sampling import NOT_TOLD, Composition
 from service.errors import InvalidRequest
 from service.music.keys import KEY_NAMES
-from service.music.midi import read_midi, write_midi
+from service.music.midi import read_midi
+from service.music.midi_writer import write_midi
 from service.music.piece import DEFAULT_QPM, Hand, KeySignature, TimeSignature
 from service.music.playable import MAX_STRUCK
 from service.music.representation import PITCH_OFFSET, TEMPOS, TIME_SIGNATURES, Control, NoteToken, encode_notes, tempo_index

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidMusic
-from service.music.midi import MAX_BEATS, read_midi, write_midi
+from service.music.midi import MAX_BEATS, read_midi
+from service.music.midi_writer import write_midi
 from service.music.piece import (
     DEFAULT_QPM,
     NOTE,
