@@ -8,7 +8,7 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 # The core dependencies alone: the code is copied, not installed, and so a change of code installs nothing again.
 RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" > requirements.txt \
- && if [ "${GPU}" = 1 ]; then echo "onnxruntime-gpu[cuda,cudnn]" >> requirements.txt; fi \
+ && if [ "${GPU}" = 1 ]; then printf "onnxruntime-gpu[cuda,cudnn]\nonnx\n" >> requirements.txt; fi \
  && python -m venv /opt/venv \
  && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt \
  && /opt/venv/bin/python -m pip uninstall --yes pip setuptools

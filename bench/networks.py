@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.engine import LENGTH, PIECES, compose_all
+from bench.engine import SLOTS, compose_all
 from service.engine.interface import LAGS
 from service.engine.model import METADATA_KEY, OnnxModel
+from service.engine.sampling import Sequence
 from service.music.representation import FIELDS, VOCABULARY
 from training.checkpoint import BEST, load_checkpoint
 from training.data import load_dataset
@@ -108,6 +109,7 @@ NAMES = {
     "short": "memory of 256 tokens",
 }
 ROUNDS = 3
+LENGTH = 100  # notes of the pieces that show the speed
 
 
 def notes_per_second(network: Network) -> dict[int, float]:
@@ -116,11 +118,12 @@ def notes_per_second(network: Network) -> dict[int, float]:
         path = Path(folder, "model.onnx")
         metadata = describe(network.eval(), {"history": [{"valid": 0.0}], "training": {}, "commit": ""}, None, "", "")
         path.write_bytes(build_graph(network, {METADATA_KEY: json.dumps(metadata)}).SerializeToString())
-        model = OnnxModel(path, "cpu")
-        compose_all(model, PIECES)  # warm-up
-        rounds = [[compose_all(model, rows) for rows in (1, PIECES)] for _ in range(ROUNDS)]
+        model = OnnxModel(path)
+        pieces = [Sequence(seed, LENGTH) for seed in range(SLOTS)]
+        compose_all(model, pieces, SLOTS)  # warm-up
+        rounds = [[compose_all(model, pieces, rows) for rows in (1, SLOTS)] for _ in range(ROUNDS)]
     medians = (statistics.median(seconds) for seconds in zip(*rounds, strict=True))
-    return {rows: round(PIECES * LENGTH / seconds) for rows, seconds in zip((1, PIECES), medians, strict=True)}
+    return {rows: round(SLOTS * LENGTH / seconds) for rows, seconds in zip((1, SLOTS), medians, strict=True)}
 
 
 def main() -> None:

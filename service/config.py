@@ -4,6 +4,7 @@ Every setting is a field of `ServiceConfig` whose metadata holds the variable, t
 table and the messages follow from it.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 PROVIDERS = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "float32", "int8")
+_INT8 = ".int8"  # before the .onnx of a model's int8 form
 SPARE_THREADS = 32  # for probes, documents and refusals while every place in the engine and its queue is taken
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time in each period, as Docker's --cpus sets it
 _EXPORTED = Path(__file__).resolve().parents[1] / "exported"
 
 # Kubernetes and Docker put variables like NOCTURNE_SERVICE_HOST and NOCTURNE_PORT_8080_TCP_ADDR into every container beside a
@@ -42,8 +46,12 @@ class ServiceConfig:
         Name of the model to serve, a file of that folder without ".onnx"; "" means the only one there.
     provider : str
         "auto" takes a CUDA device if there is one.
+    precision : str
+        "auto" takes the int8 form of the model on the CPU, if there is one, and float32 else.
+    cores : int
+        Batches composed at the same time; 0 means `available_cores()`.
     slots : int
-        Pieces composed at the same time.
+        Pieces composed at the same time in each of them.
     max_waiting : int
         Requests that may wait for a slot.
     chunk : int
@@ -53,7 +61,7 @@ class ServiceConfig:
     max_body_bytes : int
         Largest request body.
     threads : int
-        Threads of gunicorn, one for each request in flight; 0 means `slots + max_waiting + SPARE_THREADS`.
+        Threads of gunicorn, one for each request in flight; 0 means `cores * slots + max_waiting + SPARE_THREADS`.
     """
 
     # fmt: off
@@ -67,8 +75,13 @@ class ServiceConfig:
         "NOCTURNE_MODEL", "name", "a file of that folder without .onnx; empty: the only one there"))
     provider: str = field(default="auto", metadata=_about(
         "NOCTURNE_PROVIDER", "auto, cpu or cuda", "auto takes a CUDA device if there is one", choices=PROVIDERS))
+    precision: str = field(default="auto", metadata=_about(
+        "NOCTURNE_PRECISION", "auto, float32 or int8", "auto takes int8 on the CPU, where the model has it: as good, and faster",
+        choices=PRECISIONS))
+    cores: int = field(default=0, metadata=_about(
+        "NOCTURNE_CORES", "cores", "that compose, each a batch of its own; 0 means all that this process may use", 0, 1024))
     slots: int = field(default=32, metadata=_about(
-        "NOCTURNE_SLOTS", "pieces", "composed at the same time: the rows of the model's batch", 1, 1024))
+        "NOCTURNE_SLOTS", "pieces", "composed at the same time by each core: the rows of its batch", 1, 1024))
     max_waiting: int = field(default=256, metadata=_about(
         "NOCTURNE_QUEUE", "requests", "may wait for a slot; the next one is answered 503", 1, 100_000))
     chunk: int = field(default=16, metadata=_about(
@@ -83,12 +96,15 @@ class ServiceConfig:
     # fmt: on
 
     def __post_init__(self) -> None:
-        needed = self.max_waiting + self.slots
+        if not self.cores:
+            object.__setattr__(self, "cores", available_cores())
+        needed = self.max_waiting + self.cores * self.slots
         if not self.threads:
             object.__setattr__(self, "threads", needed + SPARE_THREADS)
         if self.threads <= needed:
             raise InvalidSetting(
-                f"`NOCTURNE_THREADS` must be more than NOCTURNE_QUEUE and NOCTURNE_SLOTS together ({needed}); got {self.threads}"
+                f"`NOCTURNE_THREADS` must be more than NOCTURNE_QUEUE and NOCTURNE_CORES times NOCTURNE_SLOTS ({needed}); "
+                f"got {self.threads}"
             )
 
     @classmethod
@@ -113,22 +129,46 @@ class ServiceConfig:
         """Return the address as gunicorn takes it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    def model_path(self) -> Path:
+    def model_path(self, on_gpu: bool) -> Path:
         """Return the file of the model to serve.
+
+        Parameters
+        ----------
+        on_gpu : bool
+            Whether it will run on one, where int8 does not.
 
         Raises
         ------
         InvalidSetting
             If the folder does not hold it, or several and none is chosen.
         """
-        names = sorted(path.stem for path in self.model_dir.glob("*.onnx"))
+        names = sorted({path.stem.removesuffix(_INT8) for path in self.model_dir.glob("*.onnx")})
         if not names:
             raise InvalidSetting(f"`NOCTURNE_MODEL_DIR` must be a folder with exported models (*.onnx); got {self.model_dir}")
         if not self.model and len(names) > 1:
             raise InvalidSetting(f"`NOCTURNE_MODEL` must be one of {', '.join(names)}; it is not set")
         if self.model and self.model not in names:
             raise InvalidSetting(f"`NOCTURNE_MODEL` must be one of {', '.join(names)}; got {self.model}")
-        return self.model_dir / f"{self.model or names[0]}.onnx"
+        name = self.model or names[0]
+        if self.precision == "int8" and on_gpu:
+            raise InvalidSetting("`NOCTURNE_PRECISION` must be auto or float32 on a GPU; got int8")
+        forms = {"float32": self.model_dir / f"{name}.onnx", "int8": self.model_dir / f"{name}{_INT8}.onnx"}
+        there = [precision for precision, path in forms.items() if path.exists()]
+        if self.precision != "auto" and self.precision not in there:
+            raise InvalidSetting(f"`NOCTURNE_PRECISION` must be {' or '.join(there)} for the model {name}; got {self.precision}")
+        wanted = self.precision if self.precision != "auto" else "float32" if on_gpu else "int8"
+        return forms[wanted if wanted in there else there[0]]
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use: those it is bound to, or fewer where its control group has a share of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CGROUP_LIMIT.read_text().split()
+        share = -(-int(quota) // int(period))
+    except (OSError, ValueError):  # no control groups here, or "max"
+        return cores
+    return max(1, min(cores, share))
 
 
 def _parse(limits: Mapping[str, Any], kind: Any, text: str) -> Any:

@@ -101,6 +101,9 @@ def _export_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="name of the model, such as exported/nocturne")
     parser.add_argument("--licence", default=LICENCE, help="of the weights (default %(default)s)")
     parser.add_argument("--attribution", default="", help="whose music it was learnt from; written into every MIDI file")
+    parser.add_argument(
+        "--data", type=Path, help="the training file: int8 is set up and compared on it; without, on a piece of music21's corpus"
+    )
     parser.set_defaults(run=_export)
 
 
@@ -225,14 +228,19 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from training.export import export, read_evaluation
+    from training.export import INT8_TOLERANCE, export, read_evaluation
 
     if read_evaluation(options.target) is None:
         console.print("no figures of these very weights: `evaluate` the run first, and the model card will have them")
-    path, parity = export(options.target, options.out, options.licence, options.attribution)
-    print(
-        f"{path}: {path.stat().st_size:,} bytes, at most {parity.max_error:.1e} nats from PyTorch over {parity.values:,} values"
-    )
+    exported = export(options.target, options.out, options.licence, options.attribution, options.data)
+    parity, int8 = exported.parity, exported.int8_parity
+    size = f"{exported.path.stat().st_size:,} bytes"
+    print(f"{exported.path}: {size}, at most {parity.max_error:.1e} nats from PyTorch over {parity.values:,} values")
+    nats = f"{int8.nats_per_note:.4f} nats per note, PyTorch {int8.pytorch_nats_per_note:.4f} ({int8.pieces})"
+    if exported.int8_path:
+        print(f"{exported.int8_path}: {exported.int8_path.stat().st_size:,} bytes, {nats}")
+    else:
+        console.print(f"no int8 file: it would need {nats}, which is more than {100 * INT8_TOLERANCE} % off")
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ def score_target(target: Path, dataset: Dataset, with_conditions: bool = False) 
         If `target` cannot be used.
     """
     if target.suffix == ".onnx":
-        return score_exported(OnnxModel(target, "cpu", threads=0), dataset, with_conditions=with_conditions)
+        return score_exported(OnnxModel(target, threads=0), dataset, with_conditions=with_conditions)
     network, _ = load_network(target)
     return score_dataset(network, dataset, with_conditions=with_conditions)
 

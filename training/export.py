@@ -1,12 +1,13 @@
-"""`export`: a run's best network to the ONNX file that the service runs, checked against PyTorch, with its model card.
+"""`export`: a run's best network to the ONNX files that the service runs, checked against PyTorch, with their model card.
 
-Nothing is written before the check: the file is composed with by the class that will serve it, and PyTorch must find the same
-probabilities for every value it drew.
+Nothing is written before the check: the float32 file is composed with by the class that will serve it, and PyTorch must find the
+same probabilities for every value it drew; the int8 file must need as many nats per note, within INT8_TOLERANCE.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from service.engine.model import METADATA_KEY
 from service.music.piece import RESOLUTION
 from service.music.representation import FIELDS, REPRESENTATION_VERSION, VOCABULARY
 from training.checkpoint import BEST, load_network, save_weights
+from training.data import Dataset, load_dataset
 from training.graph import build_graph
 from training.model import Network
 from training.model_card import insert_report, write_model_card
-from training.parity import CORPUS_PIECE, Parity, check_parity, corpus_dataset
+from training.parity import CORPUS_PIECE, Int8Parity, Parity, check_parity, compare_int8, corpus_dataset
+from training.quantize import activation_ranges
 from training.report.make import REPORT, REPORT_FOLDER
 from training.report.markdown import report_section
 from training.scoring import score_dataset
@@ -25,9 +28,33 @@ from training.storage import write_atomically
 
 EVALUATION = "evaluation.json"  # in the run's folder, written by `evaluate`
 DEFAULT_TIME_SIGNATURE = "4/4"
+INT8_TOLERANCE = 0.005  # of the nats per note
+CALIBRATION_PIECES = 64  # about as many; their largest values are those of hundreds of thousands of notes
 
 
-def export(run: Path, out: Path, licence: str, attribution: str) -> tuple[Path, Parity]:
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how far each file is from PyTorch.
+
+    Attributes
+    ----------
+    path : Path
+        Of the float32 file.
+    parity : Parity
+        Of the float32 file.
+    int8_path : Path, optional
+        Of the int8 file, if there is one.
+    int8_parity : Int8Parity
+        Also of an int8 graph that was not good enough to be written.
+    """
+
+    path: Path
+    parity: Parity
+    int8_path: Path | None
+    int8_parity: Int8Parity
+
+
+def export(run: Path, out: Path, licence: str, attribution: str, data: Path | None = None) -> Exported:
     """Export a run's best network.
 
     Parameters
@@ -35,51 +62,73 @@ def export(run: Path, out: Path, licence: str, attribution: str) -> tuple[Path, 
     run : Path
         A run's folder, or a checkpoint.
     out : Path
-        Name of the model: `<out>.onnx` is written, and its card beside it: MODEL_CARD.md, or MODEL_CARD.<name>.md where that
-        is another model's; what `report` found of the very same file stays in it. And `<out>.pt`, the weights in half
-        precision, which `fit --init` can begin with.
+        Name of the model. Written are `<out>.onnx` in float32; `<out>.int8.onnx`, which runs on the CPU only and several times as
+        fast, if it is as good; `<out>.pt`, the weights in half precision, which `fit --init` can begin with; and the card beside
+        them: MODEL_CARD.md, or MODEL_CARD.<name>.md where that is another model's. What `report` found of the very same float32
+        file stays in it.
     licence : str
         Under which the weights are published.
     attribution : str
         Whose music they were learnt from; the service writes it into every MIDI file.
-
-    Returns
-    -------
-    path : Path
-        Of the ONNX file.
-    parity : Parity
+    data : Path, optional
+        A training file: int8 is set up by pieces of its train split, and compared on its valid split. Without it, a piece of
+        music21's corpus has to do.
 
     Raises
     ------
     InvalidCheckpoint
         If the run has no usable checkpoint.
     ParityFailed
-        If the graph differs from PyTorch by more than `PARITY_TOLERANCE`.
+        If the float32 graph differs from PyTorch by more than `PARITY_TOLERANCE`.
     """
     network, content = load_network(run)
     evaluation = read_evaluation(run)
     metadata = describe(network, content, evaluation, licence, attribution)
     first = build_graph(network, {METADATA_KEY: json.dumps(metadata)})
     parity = check_parity(network, first.SerializeToString())
-    metadata["parity"] = {
-        "max_error_nats": parity.max_error,
-        "values": parity.values,
-        # So that any copy of the file can be checked later, without the checkpoint.
+    # So that any copy of a file can be checked later, without the checkpoint.
+    corpus = {
         "corpus_piece": CORPUS_PIECE,
         "corpus_nats_per_note": score_dataset(network, corpus_dataset(), with_conditions=False).nats_per_note,
     }
-    graph = build_graph(network, {METADATA_KEY: json.dumps(metadata)})
-    path = out.with_name(out.name.removesuffix(".onnx") + ".onnx")
+    metadata["parity"] = {"max_error_nats": parity.max_error, "values": parity.values, **corpus}
+    graph = build_graph(network, {METADATA_KEY: json.dumps(metadata)}).SerializeToString()
+    ranges = activation_ranges(network, _for_calibration(data))
+    described = {**metadata, "precision": "int8"}
+    int8_parity = compare_int8(network, _int8_graph(network, described, ranges), data)
+    described["parity"] = {**asdict(int8_parity), **corpus}
+    path, int8_path = (out.with_name(out.name.removesuffix(".onnx") + ending) for ending in (".onnx", ".int8.onnx"))
+    good = abs(int8_parity.difference) <= INT8_TOLERANCE
     with write_atomically(path) as file:
-        file.write(graph.SerializeToString())
+        file.write(graph)
+    if good:
+        with write_atomically(int8_path) as file:
+            file.write(_int8_graph(network, described, ranges))
+    else:
+        int8_path.unlink(missing_ok=True)
+    exported = Exported(path, parity, int8_path if good else None, int8_parity)
     save_weights(path.with_suffix(".pt"), content)
-    card = write_model_card(path, metadata, content, evaluation)
+    card = write_model_card(path, exported.int8_path, metadata, int8_parity, content, evaluation)
     report = read_report(path)
     if report is not None:
         card = insert_report(card, report_section(report, f"{REPORT_FOLDER}/"))
     with write_atomically(card_path(path)) as file:
         file.write(card.encode())
-    return path, parity
+    return exported
+
+
+def _int8_graph(network: Network, metadata: Mapping[str, Any], ranges: Mapping[str, float]) -> bytes:
+    serialized: bytes = build_graph(network, {METADATA_KEY: json.dumps(metadata)}, ranges).SerializeToString()
+    return serialized
+
+
+def _for_calibration(data: Path | None) -> Dataset:
+    """Return the pieces whose values int8 must have room for."""
+    if data is None:
+        return corpus_dataset()
+    train = load_dataset(data).select("train")
+    every = max(1, len(train.pieces) // CALIBRATION_PIECES)
+    return Dataset(train.pieces[::every], train.infos[::every], train.conditions)
 
 
 def read_report(model: Path) -> dict[str, Any] | None:
@@ -119,6 +168,7 @@ def describe(
     config = network.config
     best = min(content["history"], key=lambda row: row["valid"])
     return {
+        "precision": "float32",
         "representation_version": REPRESENTATION_VERSION,
         "resolution": RESOLUTION,
         "fields": list(FIELDS),

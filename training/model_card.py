@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.parity import Int8Parity
 from training.scores_section import scores_section
 
 # Between them stands what `report` found; `export` leaves room for it.
@@ -16,16 +17,25 @@ NO_REPORT = "Not made yet of this file: `python -m training report`."
 
 
 def write_model_card(
-    path: Path, metadata: Mapping[str, Any], content: Mapping[str, Any], evaluation: Mapping[str, Any] | None
+    path: Path,
+    int8_path: Path | None,
+    metadata: Mapping[str, Any],
+    int8: Int8Parity,
+    content: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None,
 ) -> str:
     """Return the text of the card.
 
     Parameters
     ----------
     path : Path
-        The ONNX file, as written.
+        The float32 ONNX file, as written.
+    int8_path : Path, optional
+        The int8 one, if it was.
     metadata : mapping
-        Of the ONNX file.
+        Of the float32 file.
+    int8 : Int8Parity
+        How good int8 is, written or not.
     content : mapping
         The checkpoint it was made from.
     evaluation : mapping, optional
@@ -41,8 +51,8 @@ def write_model_card(
     sections = [
         f"# {path.stem}",
         f"A piano model for Nocturne: an LSTM of {network['layers']} layers of {network['hidden']} with a memory of the last "
-        f"{network['memory']} tokens and a sequential head, {network['parameters']:,} parameters. `{path.name}`, "
-        f"{path.stat().st_size:,} bytes, SHA-256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`.",
+        f"{network['memory']} tokens and a sequential head, {network['parameters']:,} parameters.",
+        _table([["file", "numbers", "bytes", "SHA-256"], *(_file(p) for p in (path, int8_path) if p)]),
         "Written by `python -m training export` from the records of the training; do not edit.",
         "## Licence",
         f"The weights are published under {metadata['licence']}. {metadata['attribution']}",
@@ -51,6 +61,13 @@ def write_model_card(
         f"The exported graph differs from PyTorch by at most {metadata['parity']['max_error_nats']:.1e} nats, over "
         f"{metadata['parity']['values']:,} values that it composed itself. Of `{metadata['parity']['corpus_piece']}`, a piece of "
         f"music21's corpus, PyTorch needs {metadata['parity']['corpus_nats_per_note']:.4f} nats per note.",
+        f"With its large products in int8 the model needs {int8.nats_per_note:.4f} nats per note where PyTorch needs "
+        f"{int8.pytorch_nats_per_note:.4f} ({100 * int8.difference:+.2f} %; {int8.pieces}). "
+        + (
+            "It runs on the CPU, and composes other melodies from the same random seed than float32 does."
+            if int8_path
+            else "That is too much, so there is no int8 file."
+        ),
         "## What its music is like",
         REPORT_BEGINS,
         NO_REPORT,
@@ -78,6 +95,11 @@ def write_model_card(
         *_sources(training["sources"]),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _file(path: Path) -> list[str]:
+    numbers = "int8" if path.stem.endswith(".int8") else "float32"
+    return [f"`{path.name}`", numbers, f"{path.stat().st_size:,}", f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`"]
 
 
 def _evaluation(evaluation: Mapping[str, Any] | None, best: Mapping[str, Any]) -> list[str]:

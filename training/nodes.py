@@ -1,5 +1,6 @@
 """Nodes and constants of an ONNX graph, written one after the other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,15 +29,28 @@ class Nodes:
         )
         return output
 
-    def split(self, value: Value, parts: int, axis: int) -> list[Value]:
-        """Return equal parts of a tensor along an axis."""
-        outputs = [f"{self.prefix}_split_{len(self.nodes)}_{i}" for i in range(parts)]
-        self.nodes.append(
-            helper.make_node(
-                "Split", [value], outputs, name=f"{self.prefix}_node_{len(self.nodes)}_Split", axis=axis, num_outputs=parts
-            )
-        )
+    def split(self, value: Value, sizes: Sequence[int], axis: int = 1) -> list[Value]:
+        """Return the parts of a tensor along an axis, by their sizes; of one part the tensor itself."""
+        if len(sizes) == 1:
+            return [value]
+        outputs = [f"{self.prefix}_split_{len(self.nodes)}_{i}" for i in range(len(sizes))]
+        name = f"{self.prefix}_node_{len(self.nodes)}_Split"
+        self.nodes.append(helper.make_node("Split", [value, self.axes(*sizes)], outputs, name=name, axis=axis))
         return outputs
+
+    def gemm(self, x: Value, weight: Array, addend: Array | Value) -> Value:
+        """Return x @ weight + addend, (rows, columns); the addend is a constant (columns,) or a tensor (rows, columns)."""
+        return self.op("Gemm", x, self.constant(weight), addend if isinstance(addend, str) else self.constant(addend))
+
+    def row(self, table: Array, index: Value) -> Value:
+        """Return rows of a table by an index, (rows,)."""
+        return self.op("Gather", self.constant(table), index, axis=0)
+
+    def summed_rows(self, tables: Sequence[Array], indices: Value) -> Value:
+        """Return the sum of one row from each of the tables, all as wide, by indices (rows, tables)."""
+        starts = np.cumsum([0] + [len(table) for table in tables[:-1]]).astype(np.int32)
+        rows = self.row(np.concatenate(tables), self.op("Add", indices, self.constant(starts[None])))
+        return self.op("ReduceSum", rows, self.axes(1), keepdims=0)
 
     def constant(self, array: Array, name: str = "") -> Value:
         """Return the name of a constant; `name` is used where it is new."""

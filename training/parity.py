@@ -1,4 +1,4 @@
-"""Whether an exported graph computes what the network computes.
+"""Whether an exported graph computes what the network computes; an int8 graph, whether it is as good.
 
 Twice: on what it composes itself, every condition used, against PyTorch; and, for whoever has only the file, on a piece of the
 music21 corpus, whose nats per note under PyTorch stand in the file's metadata.
@@ -19,9 +19,10 @@ from service.music.piece import RESOLUTION, TimeSignature
 from service.music.representation import CONTROL, FIELDS, EncodedPiece, encode_piece, time_signature_index
 from training.batches import Told, make_batch, prepare_piece
 from training.conditions import bars_left_class, notes_left_class
-from training.data import Dataset, PieceInfo, condition_values, piece_condition_names
+from training.data import Dataset, PieceInfo, condition_values, load_dataset, piece_condition_names
 from training.import_music import corpus_file, read_music_file
 from training.model import Network
+from training.scoring import score_dataset, score_exported
 
 PARITY_TOLERANCE = 1e-3  # nats of one value; float32 in another order of summation gives about 1e-5
 CORPUS_PIECE = "chopin/mazurka06-2.krn"
@@ -49,6 +50,38 @@ class Parity:
     values: int
 
 
+@dataclass(frozen=True)
+class Int8Parity:
+    """How far an int8 graph is from PyTorch.
+
+    Attributes
+    ----------
+    nats_per_note, pytorch_nats_per_note : float
+        Of the same pieces, of which nothing is told but the metre.
+    difference : float
+        Of the two, as a share of PyTorch's.
+    pieces : str
+        Which these are.
+    """
+
+    nats_per_note: float
+    pytorch_nats_per_note: float
+    difference: float
+    pieces: str
+
+
+def compare_int8(network: Network, serialized: bytes, data: Path | None) -> Int8Parity:
+    """Score the valid split of a training file, or CORPUS_PIECE without one, with an int8 graph and with PyTorch."""
+    dataset = corpus_dataset() if data is None else load_dataset(data).select("valid")
+    pieces = CORPUS_PIECE if data is None else f"valid split of {data.name}, {len(dataset.pieces)} pieces"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        path.write_bytes(serialized)
+        found = score_exported(OnnxModel(path), dataset, with_conditions=False).nats_per_note
+    expected = score_dataset(network, dataset, with_conditions=False).nats_per_note
+    return Int8Parity(found, expected, found / expected - 1, pieces)
+
+
 def corpus_dataset() -> Dataset:
     """Return CORPUS_PIECE as a dataset of one piece, of which nothing is told but the metre."""
     infos = (PieceInfo(CORPUS_PIECE, "test"),)
@@ -73,7 +106,7 @@ def check_parity(network: Network, serialized: bytes) -> Parity:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(serialized)
-        tokens, probabilities, conditions, signature = _compose(OnnxModel(path, "cpu"), network)
+        tokens, probabilities, conditions, signature = _compose(OnnxModel(path), network)
     pieces = []
     for i, row in enumerate(tokens):
         times = np.cumsum(row[:, 0], dtype=np.int64)
@@ -113,5 +146,5 @@ def _compose(model: OnnxModel, network: Network) -> tuple[Any, Any, Any, TimeSig
     forced, uniforms = np.full(shape, -1, np.int32), rng.random(shape, np.float32)
     left = np.tile(np.array([_PARITY_LEFT, [-1, -1]], np.int32), (_PARITY_ROWS // 2, 1))
     chunk = Chunk.unbiased(forced, uniforms, np.broadcast_to(metre, (*shape[:2], 3)), conditions, left)
-    tokens, _, probabilities = model.run(chunk, model.initial_state(np.zeros(_PARITY_ROWS, np.int32)))
+    tokens, probabilities = model.run(chunk, model.initial_state(np.zeros(_PARITY_ROWS, np.int32)))
     return tokens, probabilities, conditions, signature

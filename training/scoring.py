@@ -74,7 +74,7 @@ def score_exported(model: OnnxModel, dataset: Dataset, *, with_conditions: bool,
         times = np.zeros(len(indices), np.int64)
         for number, window in enumerate(windows):
             chunk, times = forced_chunk(window, times)
-            _, state, probabilities = model.run(chunk, state)
+            _, probabilities = model.run(chunk, state)
             certain = np.where(window.mask.numpy().T[..., None], probabilities, 1.0)  # no logarithm of what padding gets
             _put(tokens, indices, number * steps, -np.log(certain.astype(np.float64)))
     return Score.of(dataset.pieces, tokens)

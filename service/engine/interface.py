@@ -39,6 +39,24 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class Load:
+    """What an engine is doing, as it said last.
+
+    Attributes
+    ----------
+    running, waiting : int
+        Sequences in a batch, and those in the queue.
+    chunks, notes : int
+        Composed since its process started.
+    """
+
+    running: int = 0
+    waiting: int = 0
+    chunks: int = 0
+    notes: int = 0
+
+
+@dataclass(frozen=True)
 class Chunk:
     """The inputs of one run, beside the state.
 

@@ -1,13 +1,13 @@
 """An exported model: load it, check that it is one this program can run, and compose chunks of tokens with it.
 
-The only module that knows onnxruntime. It knows nothing of requests, queues or HTTP.
+This module and `service.engine.cuda` are the only ones that know onnxruntime. They know nothing of requests, queues or HTTP.
 Shape letters: B rows, K steps, F fields in `NoteToken` order, V vocabulary of a field, C conditions.
 """
 
 import ctypes
 import json
-import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine.interface import Chunk, ModelInfo, State
+from service.engine.rows import HostRows
 from service.errors import ModelMismatch
 from service.music.piece import RESOLUTION
 from service.music.representation import FIELDS, REPRESENTATION_VERSION, VOCABULARY, TokenArray
@@ -22,49 +23,46 @@ from service.music.representation import FIELDS, REPRESENTATION_VERSION, VOCABUL
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before the import: 1.29 and later report home by default
 import onnxruntime
 
-log = logging.getLogger(__name__)
-
 METADATA_KEY = "nocturne"  # the one entry of the file's metadata: JSON
-PROVIDERS = ("auto", "cpu", "cuda")
-_TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32}
+STEPPED = ("forced", "uniforms", "metre")  # inputs with a part for each step
+_TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8}
 
 
 class OnnxModel:
-    """An exported model in an onnxruntime session.
+    """An exported model in an onnxruntime session on the CPU.
 
     Parameters
     ----------
     path : Path
         The .onnx file.
-    provider : str
-        "cpu", "cuda", or "auto": CUDA where a device is found, else the CPU.
     threads : int
         Threads within one operator. One is best for a model this small; more only add waiting.
 
     Raises
     ------
     ModelMismatch
-        If the file is missing or broken, was not made by `training export`, or is of another representation; or if CUDA was
-        asked for and is not there.
+        If the file is missing or broken, was not made by `training export`, or is of another representation.
     """
 
-    def __init__(self, path: Path, provider: str = "auto", threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        chosen = _choose_provider(provider)
+        # Its one lock is taken for every tensor of every node: two threads at a time were slower than one.
+        options.enable_cpu_mem_arena = False
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise ModelMismatch(f"{path} cannot be loaded as a model: {error}") from error
-        active = "cuda" if self._session.get_providers()[0].startswith("CUDA") else "cpu"
-        if provider == "cuda" and active != "cuda":
-            raise ModelMismatch("CUDA was asked for, but onnxruntime could not start it: see its messages above")
-        self.info = ModelInfo(path.stem, _read_metadata(self._session, path), active)
+        self.info = ModelInfo(path.stem, read_metadata(self._session.get_modelmeta().custom_metadata_map, path), "cpu")
         self.conditions: list[str] = [name for name in self.info.metadata["conditions"] if name != "metre"]
         self._state_inputs = {i.name: i for i in self._session.get_inputs() if i.name.startswith("state_")}
         self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def rows(self, slots: int) -> HostRows:
+        """Return a batch with room for so many sequences."""
+        return HostRows(self, slots)
 
     def initial_state(self, positions: NDArray[np.int32]) -> State:
         """Return the state before the first token.
@@ -79,76 +77,66 @@ class OnnxModel:
         state["state_position"][:, 0] = positions
         return state
 
-    def run(self, chunk: Chunk, state: State) -> tuple[TokenArray, State, NDArray[np.float32]]:
+    def run(self, chunk: Chunk, state: State) -> tuple[TokenArray, NDArray[np.float32]]:
         """Compose K tokens for every row.
 
         Parameters
         ----------
         chunk : Chunk
         state : State
-            From `initial_state` or an earlier run. Not modified.
+            From `initial_state`, or rows 0 to B - 1 of it. Afterwards it is the state after the last token.
 
         Returns
         -------
         tokens : int32 array, shape (B, K, F)
-        state : State
-            After the last of them.
         probabilities : float32 array, shape (B, K, F)
             Of each value taken, after temperature and bias, before min-p.
         """
         if len(chunk.forced) == 1:
             # One row takes other kernels (a product with a vector), which round differently from those of two and more.
-            tokens, after, probabilities = self.run(chunk.twice(), {name: np.repeat(a, 2, axis=0) for name, a in state.items()})
-            return tokens[:1], {name: array[:1] for name, array in after.items()}, probabilities[:1]
-        feeds = {
-            "forced": _steps_first(chunk.forced),
-            "uniforms": _steps_first(chunk.uniforms),
-            "metre": _steps_first(chunk.metre),
-            "inverse_temperature": chunk.inverse_temperature,
-            "min_p": chunk.min_p,
-            "conditions": chunk.conditions,
-            "left": chunk.left,
-            "copying": chunk.copying,
-            "lag_bias": chunk.lag_bias,
-            "rules": chunk.rules,
-            **{f"bias_{name}": bias for name, bias in chunk.biases.items()},
-        }
-        results = dict(zip(self._outputs, self._session.run(self._outputs, feeds | state), strict=True))
-        after = {name: results[name.replace("state_", "next_", 1)] for name in state}
-        return results["tokens"].transpose(1, 0, 2), after, results["probabilities"].transpose(1, 0, 2)
+            both = {name: np.repeat(array, 2, axis=0) for name, array in state.items()}
+            tokens, probabilities = self.run(chunk.twice(), both)
+            for name, array in state.items():
+                array[:] = both[name][:1]
+            return tokens[:1], probabilities[:1]
+        feeds = chunk_feeds(chunk) | state
+        results = dict(zip(self._outputs, self._session.run(self._outputs, feeds), strict=True))
+        for name, array in state.items():
+            new = results.get(name.replace("state_", "new_", 1))
+            if new is None:
+                array[:] = results[name.replace("state_", "next_", 1)]
+            else:
+                _put_before(array, new)
+        return results["tokens"].transpose(1, 0, 2), results["probabilities"].transpose(1, 0, 2)
 
 
-def _steps_first(array: NDArray[Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(array.transpose(1, 0, 2))
+def chunk_feeds(chunk: Chunk) -> dict[str, NDArray[Any]]:
+    """Return the inputs of the graph, but for the state, by its names; what differs from step to step has the steps first."""
+    by_step = {name: np.ascontiguousarray(getattr(chunk, name).transpose(1, 0, 2)) for name in STEPPED}
+    by_row = {name: value for name, value in vars(chunk).items() if name not in (*STEPPED, "biases")}
+    return by_step | by_row | {f"bias_{name}": bias for name, bias in chunk.biases.items()}
 
 
-def _choose_provider(provider: str) -> list[str]:
-    if provider == "cpu" or (provider == "auto" and cuda_devices() == 0):
-        return ["CPUExecutionProvider"]
-    if cuda_devices() == 0:
-        raise ModelMismatch("CUDA was asked for, but this machine has no CUDA device or driver")
-    if hasattr(onnxruntime, "preload_dlls"):
-        onnxruntime.preload_dlls()  # finds the CUDA and cuDNN wheels
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+def _put_before(memory: NDArray[Any], new: NDArray[Any]) -> None:
+    """Move a memory (..., M), contiguous, by what is new (..., K), and write that at its beginning, all in place."""
+    slots, steps = memory.shape[-1], new.shape[-1]
+    if steps < slots:
+        # As if the rows were one: what runs over from each row into the next one is overwritten by what is new there.
+        # numpy would make a copy first, since the two overlap; that would be most of the time.
+        size = memory.itemsize
+        ctypes.memmove(memory.ctypes.data + steps * size, memory.ctypes.data, (memory.size - steps) * size)
+    memory[..., :steps] = new[..., :slots]
 
 
-def cuda_devices() -> int:
-    """Return how many CUDA devices the driver sees; 0 without a driver.
+def read_metadata(entries: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """Return what `training export` wrote into a file.
 
-    Asked of the driver itself: onnxruntime, asked for CUDA where there is none, quietly runs on the CPU.
+    Raises
+    ------
+    ModelMismatch
+        If it did not write this file, or for another representation.
     """
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return 0
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
-
-
-def _read_metadata(session: Any, path: Path) -> dict[str, Any]:
-    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    text = entries.get(METADATA_KEY)
     if text is None:
         raise ModelMismatch(f"{path} is not a Nocturne model: its metadata has no entry {METADATA_KEY!r}")
     metadata: dict[str, Any] = json.loads(text)

@@ -15,13 +15,13 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from service.engine.interface import ModelInfo
+from service.engine.interface import Load, ModelInfo
 from service.engine.sampling import Composition, SamplingParams, Sequence
 from service.engine.wire import Message, pack, unpack
 from service.errors import EngineFailed, EngineOverloaded, GenerationTimeout, ModelMismatch
@@ -42,8 +42,10 @@ class EngineConfig:
     ----------
     model_path : Path
         The .onnx file.
+    cores : int
+        Batches that are composed at the same time, each by a thread of its own; on a GPU there is one.
     slots : int
-        Sequences side by side.
+        Sequences side by side in each.
     chunk : int
         Tokens of each between two looks at the queue.
     max_waiting : int
@@ -53,6 +55,7 @@ class EngineConfig:
     """
 
     model_path: Path
+    cores: int = 1
     slots: int = 32
     chunk: int = 16
     max_waiting: int = 256
@@ -91,7 +94,9 @@ class Engine:
         self._ids = itertools.count()
         self._closing = False
         self._ready = False
-        self.restarts = 0
+        self._load = Load()
+        self._notes_before = 0  # composed by processes that ended
+        self.restarts = self.cancelled = 0
         self._process, self._connection = _spawn(config)
         self._outbox: Outbox = SimpleQueue()  # to the process; None ends its sender
         self.info = self._await_ready()
@@ -108,6 +113,16 @@ class Engine:
     def pid(self) -> int:
         """The process's id."""
         return self._process.pid
+
+    @property
+    def load(self) -> Load:
+        """What the process was doing when it said so last; its notes include those of processes before it."""
+        return replace(self._load, notes=self._notes_before + self._load.notes)
+
+    @property
+    def pending(self) -> int:
+        """Sequences that have no answer yet."""
+        return len(self._pending)
 
     def submit(self, sequence: Sequence, deadline: float | None = None) -> "Future[Composition]":
         """Hand a sequence over.
@@ -134,7 +149,7 @@ class Engine:
         with self._lock:
             if self._closing:
                 raise EngineFailed("the engine is closed")
-            if len(self._pending) >= self._config.slots + self._config.max_waiting:
+            if len(self._pending) >= self._config.cores * self._config.slots + self._config.max_waiting:
                 raise EngineOverloaded(f"{len(self._pending)} requests are being served or waiting already")
             id = next(self._ids)
             pending = _Pending(sequence, float("inf") if deadline is None else deadline, future)
@@ -148,8 +163,10 @@ class Engine:
         """Give a submitted sequence up; its row in the batch is free at the next chunk. No error if it has ended."""
         with self._lock:
             pending = self._pending.pop(future.nocturne_id, None)  # type: ignore[attr-defined]
-            if pending is not None and self._ready:
-                self._outbox.put({"kind": "cancel", "id": future.nocturne_id})  # type: ignore[attr-defined]
+            if pending is not None:
+                self.cancelled += 1
+                if self._ready:
+                    self._outbox.put({"kind": "cancel", "id": future.nocturne_id})  # type: ignore[attr-defined]
         future.cancel()
 
     def close(self) -> None:
@@ -205,6 +222,9 @@ class Engine:
                     return
                 self._restart()
                 continue
+            if message["kind"] == "load":
+                self._load = Load(**{field.name: message[field.name] for field in fields(Load)})
+                continue
             with self._lock:
                 pending = self._pending.pop(message["id"], None)
             if pending is not None:
@@ -214,6 +234,7 @@ class Engine:
         with self._lock:
             self._ready = False
             self._outbox.put(None)
+            self._notes_before, self._load = self.load.notes, Load()
         log.error("the engine ended with exit code %s; starting it again", self._process.wait())
         while not self._closing:
             time.sleep(_RESTART_PAUSE_S)
@@ -234,9 +255,9 @@ class Engine:
             return
 
 
-def start_engine(model_path: Path, *, slots: int = 32, chunk: int = 16, max_waiting: int = 256, provider: str = "auto") -> Engine:
+def start_engine(model_path: Path, **config: Any) -> Engine:
     """Start an engine's process and wait until it is ready; the parameters are those of `EngineConfig`."""
-    return Engine(EngineConfig(model_path, slots, chunk, max_waiting, provider))
+    return Engine(EngineConfig(model_path, **config))
 
 
 def _spawn(config: EngineConfig) -> tuple["subprocess.Popen[bytes]", Connection]:

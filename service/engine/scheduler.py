@@ -1,6 +1,7 @@
 """Which sequences run, which wait, and one step of all that run.
 
 Continuous batching: a sequence joins the batch as soon as a row is free and leaves it with its last note, between two chunks.
+Several schedulers may share one queue, each with a batch of its own, as one for every core.
 Plain data and no surprises: no threads, no clock, no pipes, no onnxruntime. Time comes in as an argument; the model is any
 object that can run a chunk. What a sequence gets depends on the sequence alone, never on its neighbours.
 """
@@ -12,7 +13,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.interface import Chunk, State
+from service.engine.interface import LAGS, Chunk
+from service.engine.rows import Rows
 from service.engine.sampling import Composition, Sequence, UniformStream, biases, is_end
 from service.errors import EngineOverloaded, GenerationTimeout, NocturneError
 from service.music.representation import FIELDS, VOCABULARY, TokenArray, is_note
@@ -23,12 +25,8 @@ class ChunkModel(Protocol):
 
     conditions: list[str]
 
-    def initial_state(self, positions: NDArray[np.int32]) -> State:
-        """Return the state before the first token of each row."""
-        ...
-
-    def run(self, chunk: Chunk, state: State) -> tuple[TokenArray, State, NDArray[np.float32]]:
-        """Compose K tokens for every row."""
+    def rows(self, slots: int) -> Rows:
+        """Return a batch with room for so many sequences."""
         ...
 
 
@@ -39,6 +37,14 @@ class Outcome(NamedTuple):
     result: Composition | NocturneError
 
 
+class Waiting(NamedTuple):
+    """A sequence that waits for a row."""
+
+    id: int
+    sequence: Sequence
+    deadline: float
+
+
 @dataclass
 class _Row:
     """A sequence that runs, and how far it is."""
@@ -47,20 +53,15 @@ class _Row:
     sequence: Sequence
     deadline: float
     stream: UniformStream
-    constants: dict[str, NDArray[Any]]  # this row of the inputs that stay the same
     done: int = 0  # tokens so far, the forced ones included
     notes: int = 0  # composed so far
     tokens: list[TokenArray] = field(default_factory=list)
 
 
-class _Waiting(NamedTuple):
-    id: int
-    sequence: Sequence
-    deadline: float
-
-
 class Scheduler:
     """First come, first served, in chunks.
+
+    A step is `begin` and `compose`: only `begin`, which is short, touches what schedulers of a group share.
 
     Parameters
     ----------
@@ -71,19 +72,38 @@ class Scheduler:
         Tokens composed for each of them in one step (K).
     max_waiting : int
         Sequences that wait at most.
+
+    Attributes
+    ----------
+    chunks : int
+        Chunks composed so far.
+    notes : int
+        Notes composed so far, of sequences that ended or still run.
     """
 
     def __init__(self, model: ChunkModel, slots: int, chunk: int, max_waiting: int) -> None:
         self._model = model
         self._slots, self._chunk, self._max_waiting = slots, chunk, max_waiting
-        self._waiting: deque[_Waiting] = deque()
-        self._running: list[_Row] = []
-        self._state: State = model.initial_state(np.empty(0, np.int32))
+        self._queue: deque[Waiting] = deque()
+        self._group: list[Scheduler] = [self]
+        self.chunks = self.notes = 0
+        self._cancelled: set[int] = set()
+        self._running: list[_Row] = []  # row i of those below
+        self._rows = model.rows(slots)
+        self._inputs = _constant_inputs(slots, len(model.conditions))
+
+    @classmethod
+    def group(cls, model: ChunkModel, slots: int, chunk: int, max_waiting: int, count: int) -> list["Scheduler"]:
+        """Return schedulers that share a model and a queue; `slots` are those of each."""
+        schedulers = [cls(model, slots, chunk, max_waiting) for _ in range(count)]
+        for scheduler in schedulers:
+            scheduler._queue, scheduler._group = schedulers[0]._queue, schedulers
+        return schedulers
 
     @property
     def waiting(self) -> int:
-        """How many sequences wait for a row."""
-        return len(self._waiting)
+        """How many sequences wait for a row, of this scheduler or another of its group."""
+        return len(self._queue)
 
     @property
     def running(self) -> int:
@@ -99,24 +119,34 @@ class Scheduler:
             Names the sequence in `cancel` and in its `Outcome`.
         sequence : Sequence
         deadline : float
-            On the clock that `step` is given; after it the sequence is given up.
+            On the clock that `begin` is given; after it the sequence is given up.
 
         Raises
         ------
         EngineOverloaded
             If the queue is full.
         """
-        if len(self._waiting) >= self._max_waiting:
+        if len(self._queue) >= self._max_waiting:
             raise EngineOverloaded(f"{self._max_waiting} requests are waiting already")
-        self._waiting.append(_Waiting(id, sequence, deadline))
+        self._queue.append(Waiting(id, sequence, deadline))
 
     def cancel(self, id: int) -> None:
-        """Forget a sequence; it has no outcome. Its row is free at the next step. An unknown id is no error."""
-        self._waiting = deque(w for w in self._waiting if w.id != id)
-        self._keep([row.id != id for row in self._running])
+        """Forget a sequence, in whichever scheduler of the group; it has no outcome. Its row is free at the next step.
+
+        An unknown id is no error.
+        """
+        for waiting in [w for w in self._queue if w.id == id]:
+            self._queue.remove(waiting)
+        for scheduler in self._group:
+            if scheduler._running:
+                scheduler._cancelled.add(id)
 
     def step(self, now: float) -> list[Outcome]:
-        """Give up what is late, let waiting sequences join, compose one chunk for all.
+        """Return the outcomes of `begin` and `compose`."""
+        return self.begin(now) + self.compose()
+
+    def begin(self, now: float) -> list[Outcome]:
+        """Give up what is late or cancelled, and let waiting sequences join.
 
         Parameters
         ----------
@@ -126,37 +156,54 @@ class Scheduler:
         Returns
         -------
         list of Outcome
-            Of the sequences that ended.
+            Of the sequences that were late.
         """
-        outcomes = self._expire(now)
+        late = [w for w in self._queue if w.deadline <= now]
+        for waiting in late:
+            self._queue.remove(waiting)
+        expired = [waiting.id for waiting in late] + [row.id for row in self._running if row.deadline <= now]
+        gone = self._cancelled | set(expired)
+        self._cancelled.clear()
+        if gone:
+            self._free([i for i, row in enumerate(self._running) if row.id in gone])
         self._join()
-        if self._running:
-            tokens, self._state, _ = self._model.run(self._make_chunk(), self._state)
-            going_on = []
-            for row, composed in zip(self._running, tokens, strict=True):
-                result = self._collect(row, composed)
-                going_on.append(result is None)
-                if result is not None:
-                    outcomes.append(Outcome(row.id, result))
-            self._keep(going_on)
+        return [Outcome(id, GenerationTimeout("the deadline passed before the last note was composed")) for id in expired]
+
+    def compose(self) -> list[Outcome]:
+        """Compose one chunk for all that run; return the outcomes of those that ended."""
+        if not self._running:
+            return []
+        tokens = self._rows.compose(self._make_chunk())
+        self.chunks += 1
+        outcomes, ended = [], []
+        ends: list[bool] = np.any(is_end(tokens), axis=1).tolist()
+        counts: list[int] = np.count_nonzero(is_note(tokens), axis=1).tolist()
+        for i, (row, composed) in enumerate(zip(self._running, tokens, strict=True)):
+            if row.done >= len(row.sequence.forced) and not ends[i] and row.notes + counts[i] < row.sequence.length:
+                # Nothing ends and nothing was forced, as in most chunks of most rows: there is nothing to look for.
+                row.tokens.append(composed.copy())
+                row.done += len(composed)
+                row.notes += counts[i]
+                self.notes += counts[i]
+                continue
+            result = self._collect(row, composed)
+            if result is not None:
+                outcomes.append(Outcome(row.id, result))
+                ended.append(i)
+        self._free(ended)
         return outcomes
 
-    def _expire(self, now: float) -> list[Outcome]:
-        late = [w.id for w in self._waiting if w.deadline <= now] + [r.id for r in self._running if r.deadline <= now]
-        for id in late:
-            self.cancel(id)
-        return [Outcome(id, GenerationTimeout("the deadline passed before the last note was composed")) for id in late]
-
     def _join(self) -> None:
-        joining = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._slots - len(self._running)))]
-        if not joining:
-            return
-        positions = np.array([w.sequence.bar_offset for w in joining], np.int32)
-        fresh = self._model.initial_state(positions)
-        self._state = {name: np.concatenate([old, fresh[name]]) for name, old in self._state.items()}
-        for id, sequence, deadline in joining:
-            stream = UniformStream(sequence.random_seed)
-            self._running.append(_Row(id, sequence, deadline, stream, self._constants(sequence)))
+        # Not more than this batch's share of all there is: who comes first does not take what another core would begin at once.
+        total = len(self._queue) + sum(scheduler.running for scheduler in self._group)
+        share = min(self._slots, -(-total // len(self._group)))
+        while self._queue and len(self._running) < share:
+            id, sequence, deadline = self._queue.popleft()
+            row = len(self._running)
+            self._rows.start(row, sequence.bar_offset)
+            for name, value in self._constants(sequence).items():
+                self._inputs[name][row] = value
+            self._running.append(_Row(id, sequence, deadline, UniformStream(sequence.random_seed)))
 
     def _constants(self, sequence: Sequence) -> dict[str, NDArray[Any]]:
         params = sequence.params
@@ -172,27 +219,19 @@ class Scheduler:
         }
 
     def _make_chunk(self) -> Chunk:
-        rows, steps = self._running, self._chunk
-        forced = np.full((len(rows), steps, len(FIELDS)), -1, np.int32)
-        for i, row in enumerate(rows):
+        rows, steps = len(self._running), self._chunk
+        forced = np.full((rows, steps, len(FIELDS)), -1, np.int32)
+        for i, row in enumerate(self._running):
             part = row.sequence.forced[row.done : row.done + steps]
             forced[i, : len(part)] = part
-
-        def stacked(name: str) -> NDArray[Any]:
-            return np.stack([row.constants[name] for row in rows])
-
+        inputs = {name: array[:rows] for name, array in self._inputs.items()}
         return Chunk(
             forced=forced,
-            uniforms=np.stack([row.stream.draw(steps) for row in rows]),
-            metre=np.repeat(stacked("metre")[:, None], steps, axis=1),
-            inverse_temperature=stacked("inverse_temperature"),
-            min_p=stacked("min_p"),
-            biases={name: stacked(name) for name in VOCABULARY._fields},
-            conditions=stacked("conditions"),
-            left=stacked("left"),
-            copying=stacked("copying"),
-            lag_bias=stacked("lag_bias"),
-            rules=np.ones((len(rows), 1), np.float32),
+            uniforms=np.stack([row.stream.draw(steps) for row in self._running]),
+            metre=np.repeat(inputs.pop("metre")[:, None], steps, axis=1),
+            biases={name: inputs.pop(name) for name in VOCABULARY._fields},
+            rules=np.ones((rows, 1), np.float32),
+            **inputs,
         )
 
     def _collect(self, row: _Row, composed: TokenArray) -> Composition | None:
@@ -208,15 +247,30 @@ class Scheduler:
             free = free[: full[0] + 1]
         if len(free):
             row.tokens.append(free.copy())
+            self.notes += int(counts[len(free) - 1]) - row.notes
             row.notes = int(counts[len(free) - 1])
         if not len(full) and not len(ends):
             return None
         tokens = np.concatenate(row.tokens) if row.tokens else np.empty((0, len(FIELDS)), np.int32)
         return Composition(tokens, ended=not len(full) or row.sequence.tell_length)
 
-    def _keep(self, keep: list[bool]) -> None:
-        if all(keep):
-            return
-        chosen = np.flatnonzero(keep)
-        self._state = {name: array[chosen] for name, array in self._state.items()}
-        self._running = [self._running[i] for i in chosen]
+    def _free(self, indices: list[int]) -> None:
+        """Empty some rows, given in ascending order; the last ones move into their place, so that what runs stays together."""
+        for i in reversed(indices):
+            last = len(self._running) - 1
+            if i < last:
+                self._rows.move(last, i)
+                for array in self._inputs.values():
+                    array[i] = array[last]
+                self._running[i] = self._running[last]
+            self._running.pop()
+
+
+def _constant_inputs(slots: int, conditions: int) -> dict[str, NDArray[Any]]:
+    """Return room for what stays the same from chunk to chunk, a row for each slot, by the names of `Chunk` and of the biases."""
+    fields = len(FIELDS)
+    floats = {"inverse_temperature": fields, "min_p": fields, "copying": 1, "lag_bias": LAGS, **VOCABULARY._asdict()}
+    integers = {"conditions": conditions, "metre": 3, "left": 2}
+    return {name: np.zeros((slots, size), np.float32) for name, size in floats.items()} | {
+        name: np.zeros((slots, size), np.int32) for name, size in integers.items()
+    }

@@ -1,48 +1,115 @@
-"""The program of the engine's process: a scheduler, a model, and a socket to the service.
+"""The program of the engine's process: schedulers, one thread each, a model that they share, and a socket to the service.
 
 Started by `service.engine.process`, never by hand. Ends when the service closes the socket, so that no engine outlives it.
 """
 
 import argparse
 import logging
+import os
 import signal
+import threading
 import time
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from service.engine.model import OnnxModel
+from service.engine.interface import Load
+from service.engine.load import load_model
 from service.engine.process import read_sequence
 from service.engine.sampling import Composition
-from service.engine.scheduler import Outcome, Scheduler
+from service.engine.scheduler import ChunkModel, Outcome, Scheduler
 from service.engine.wire import Message, pack, unpack
 from service.errors import EngineOverloaded, GenerationTimeout, ModelMismatch
 
 log = logging.getLogger(__name__)
 
 
-def serve(connection: Connection, model: OnnxModel, slots: int, chunk: int, max_waiting: int) -> None:
-    """Take sequences and give compositions until the other side closes the connection."""
-    # The client counts what is out; the queue here holds all of it, so that nothing sent again after a restart is refused.
-    scheduler = Scheduler(model, slots, chunk, slots + max_waiting)
-    while True:
-        idle = not scheduler.running and not scheduler.waiting
-        while connection.poll(None if idle else 0):
-            _take(scheduler, unpack(connection.recv_bytes()), connection)
-            idle = False
-        for outcome in scheduler.step(time.monotonic()):
-            connection.send_bytes(pack(_outcome_message(outcome)))
+class Worker:
+    """Takes sequences and gives compositions until the other side closes the connection.
 
+    Parameters
+    ----------
+    connection : Connection
+    model : ChunkModel
+        Used by all threads at once.
+    cores : int
+        Schedulers, one thread each.
+    slots : int
+        Sequences side by side in each of them.
+    chunk : int
+        Tokens of each between two looks at the queue.
+    max_waiting : int
+        Sequences that wait at most.
+    """
 
-def _take(scheduler: Scheduler, message: Message, connection: Connection) -> None:
-    if message["kind"] == "cancel":
-        scheduler.cancel(message["id"])
-        return
-    left = message["left_s"]
-    deadline = float("inf") if left is None else time.monotonic() + left
-    try:
-        scheduler.add(message["id"], read_sequence(message), deadline)
-    except EngineOverloaded as error:
-        connection.send_bytes(pack(_outcome_message(Outcome(message["id"], error))))
+    def __init__(self, connection: Connection, model: ChunkModel, cores: int, slots: int, chunk: int, max_waiting: int) -> None:
+        self._connection = connection
+        # The client counts what is out; the queue here holds all of it, so that nothing sent again after a restart is refused.
+        self._schedulers = Scheduler.group(model, slots, chunk, cores * slots + max_waiting, cores)
+        self._changed = threading.Condition()  # guards the schedulers, but for what each composes
+        self._sending = threading.Lock()
+        self._load = Load()
+
+    def serve(self) -> None:
+        """Read messages; compose in threads of its own.
+
+        Raises
+        ------
+        EOFError, OSError
+            When the other side has closed the connection.
+        """
+        for i, scheduler in enumerate(self._schedulers):
+            threading.Thread(target=self._compose, args=(scheduler,), name=f"scheduler-{i}", daemon=True).start()
+        while True:
+            self._take(unpack(self._connection.recv_bytes()))
+
+    def _take(self, message: Message) -> None:
+        with self._changed:
+            if message["kind"] == "cancel":
+                self._schedulers[0].cancel(message["id"])
+            else:
+                left = message["left_s"]
+                deadline = float("inf") if left is None else time.monotonic() + left
+                try:
+                    self._schedulers[0].add(message["id"], read_sequence(message), deadline)
+                except EngineOverloaded as error:
+                    self._send(_outcome_message(Outcome(message["id"], error)))
+            self._changed.notify_all()
+
+    def _compose(self, scheduler: Scheduler) -> None:
+        """Run one scheduler, for ever."""
+        try:
+            while True:
+                with self._changed:
+                    while not scheduler.running and not scheduler.waiting:
+                        self._changed.wait()
+                    outcomes = scheduler.begin(time.monotonic())
+                self._report(outcomes, scheduler)
+                self._report(scheduler.compose(), scheduler)
+        except OSError:  # the service has gone; the thread that reads sees it too
+            return
+        except BaseException:
+            # Half an engine would leave sequences without an answer; a new one composes them again.
+            log.exception("a scheduler failed; ending the engine")
+            os._exit(1)
+
+    def _report(self, outcomes: list[Outcome], scheduler: Scheduler) -> None:
+        for outcome in outcomes:
+            self._send(_outcome_message(outcome))
+        with self._sending:  # whoever comes last has seen what all others did
+            load = Load(
+                running=sum(one.running for one in self._schedulers),
+                waiting=scheduler.waiting,
+                chunks=sum(one.chunks for one in self._schedulers),
+                notes=sum(one.notes for one in self._schedulers),
+            )
+            if load != self._load:
+                self._load = load
+                self._connection.send_bytes(pack({"kind": "load", **asdict(load)}))
+
+    def _send(self, message: Message) -> None:
+        with self._sending:
+            self._connection.send_bytes(pack(message))
 
 
 def _outcome_message(outcome: Outcome) -> Message:
@@ -58,9 +125,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--model-path", type=Path, required=True)
-    parser.add_argument("--slots", type=int, required=True)
-    parser.add_argument("--chunk", type=int, required=True)
-    parser.add_argument("--max-waiting", type=int, required=True)
+    for name in ("cores", "slots", "chunk", "max-waiting"):
+        parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--provider", required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
@@ -68,16 +134,19 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection = Connection(options.fd)
     try:
-        model = OnnxModel(options.model_path, options.provider)
+        model = load_model(options.model_path, options.provider, options.slots, options.chunk)
     except ModelMismatch as error:
         connection.send_bytes(pack({"kind": "failed", "error": str(error)}))
         return
     info = model.info
+    # A GPU has one queue of work; cores are for the CPU.
+    cores = options.cores if info.provider == "cpu" else 1
     connection.send_bytes(pack({"kind": "ready", "name": info.name, "metadata": dict(info.metadata), "provider": info.provider}))
     try:
-        serve(connection, model, options.slots, options.chunk, options.max_waiting)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+        Worker(connection, model, cores, options.slots, options.chunk, options.max_waiting).serve()
+    except (EOFError, OSError):
         log.info("the service has gone; ending")
+        os._exit(0)  # whatever the schedulers are doing
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from service.config import ServiceConfig
+from service.engine.devices import cuda_devices
 from service.engine.process import Engine, start_engine
 from service.errors import (
     EngineFailed,
@@ -28,10 +29,11 @@ from service.web.body import read_json
 from service.web.compose import assemble, make_sequence
 from service.web.contract import Contract, parse_query
 from service.web.docs import DocsPage
+from service.web.metrics import Metrics
 from service.web.player import Player
 from service.web.problems import CLIENT_LEFT, problem
 from service.web.requests import GenerateRequest
-from service.web.waiting import ClientLeft, wait_for
+from service.web.waiting import ClientLeft, ClientWatcher, wait_for
 
 # The one table from error to HTTP status. What is not here is a fault of the service: 500.
 STATUS: Mapping[type[NocturneError], int] = {
@@ -45,7 +47,8 @@ RETRY_AFTER_S = 1  # after a 503: a slot becomes free, or the engine has started
 
 # What /models tells of a model's metadata, beside what can be asked of it.
 _MODEL_KEYS = (
-    "licence", "attribution", "nats_per_note", "commit", "representation_version", "resolution", "defaults", "training",
+    "precision", "licence", "attribution", "nats_per_note", "commit", "representation_version", "resolution", "defaults",
+    "training",
 )  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -69,8 +72,10 @@ def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
         If openapi.yaml and the handlers do not fit together.
     """
     if engine is None:
+        on_gpu = config.provider == "cuda" or (config.provider == "auto" and cuda_devices() > 0)
         engine = start_engine(
-            config.model_path(),
+            config.model_path(on_gpu),
+            cores=config.cores,
             slots=config.slots,
             chunk=config.chunk,
             max_waiting=config.max_waiting,
@@ -92,14 +97,14 @@ def _handlers(config: ServiceConfig, contract: Contract, engine: Engine) -> dict
     """Return a handler for each operation, by operationId."""
     info = engine.info
     player = Player.from_metadata(info.name, info.metadata)
-    docs = DocsPage(contract.document)
+    docs, metrics, watcher = DocsPage(contract.document), Metrics(engine), ClientWatcher(engine.cancel)
 
     def compose(operation: str, read_fields: Callable[[], Any]) -> Response:
         media_type = negotiate(request)
         asked = GenerateRequest.from_fields(contract.check(operation, read_fields()), player)
         deadline = time.monotonic() + config.deadline_s
         future = engine.submit(make_sequence(asked), deadline)
-        composition = wait_for(engine, future, deadline, request.environ.get("gunicorn.socket"))
+        composition = wait_for(engine, future, deadline, request.environ.get("gunicorn.socket"), watcher)
         return respond(assemble(asked, composition, player), media_type, asked.repeatable)
 
     def generate() -> Response:
@@ -126,6 +131,7 @@ def _handlers(config: ServiceConfig, contract: Contract, engine: Engine) -> dict
         "listModels": list_models,
         "live": live,
         "ready": ready,
+        "metrics": metrics.response,
         "contract": lambda: Response(contract.text, content_type="application/yaml"),
         "docs": docs.response,
     }

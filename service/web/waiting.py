@@ -1,14 +1,16 @@
 """Waiting for the engine on behalf of a client: the deadline, and the client that leaves before."""
 
+import select
 import socket
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 
 from service.engine.process import Engine
 from service.engine.sampling import Composition
 from service.errors import EngineFailed, GenerationTimeout
 
-LOOK_INTERVAL_S = 0.25  # between two looks at the client: short against a piece that nobody wants any more
 GRACE_S = 2.0  # for the engine to say itself that a deadline passed, before the wait ends without it
 
 
@@ -16,7 +18,62 @@ class ClientLeft(Exception):
     """The client closed its connection; nobody reads the answer."""
 
 
-def wait_for(engine: Engine, future: Future[Composition], deadline: float, client: socket.socket | None) -> Composition:
+class ClientWatcher:
+    """Sees at once when a client closes its connection, or its half of it, and reads nothing from it.
+
+    One thread for all clients, in the kernel until one of them leaves. Where the system has no epoll nothing is seen, and
+    pieces are composed to their end.
+
+    Parameters
+    ----------
+    leave : callable
+        Called with the future of a client that left.
+    """
+
+    def __init__(self, leave: Callable[[Future[Composition]], None]) -> None:
+        self._leave = leave
+        self._lock = threading.Lock()
+        self._watched: dict[int, Future[Composition]] = {}  # by the descriptor of the connection
+        self._left: set[Future[Composition]] = set()
+        self._epoll = select.epoll() if hasattr(select, "epoll") else None
+        if self._epoll is not None:
+            threading.Thread(target=self._watch, args=(self._epoll,), name="client-watcher", daemon=True).start()
+
+    def add(self, client: socket.socket, future: Future[Composition]) -> None:
+        """Watch a client while its future is awaited; also one that has left already is noticed."""
+        if self._epoll is None:
+            return
+        with self._lock:
+            self._watched[client.fileno()] = future
+            self._epoll.register(client.fileno(), select.EPOLLRDHUP | select.EPOLLONESHOT)
+
+    def has_left(self, future: Future[Composition]) -> bool:
+        """Return whether the client of a future left."""
+        return future in self._left
+
+    def remove(self, client: socket.socket, future: Future[Composition]) -> None:
+        """Watch a client no longer."""
+        if self._epoll is None:
+            return
+        with self._lock:
+            self._watched.pop(client.fileno(), None)
+            self._left.discard(future)
+            self._epoll.unregister(client.fileno())
+
+    def _watch(self, epoll: "select.epoll") -> None:
+        while True:
+            for descriptor, _ in epoll.poll():
+                with self._lock:
+                    future = self._watched.pop(descriptor, None)
+                    if future is not None:
+                        self._left.add(future)
+                if future is not None:
+                    self._leave(future)
+
+
+def wait_for(
+    engine: Engine, future: Future[Composition], deadline: float, client: socket.socket | None, watcher: ClientWatcher
+) -> Composition:
     """Return what the engine composed.
 
     Parameters
@@ -28,6 +85,8 @@ def wait_for(engine: Engine, future: Future[Composition], deadline: float, clien
         In the time of `time.monotonic()`.
     client : socket, optional
         The connection of the client.
+    watcher : ClientWatcher
+        Cancels the future of a client that leaves.
 
     Raises
     ------
@@ -38,27 +97,26 @@ def wait_for(engine: Engine, future: Future[Composition], deadline: float, clien
     EngineFailed
         If the engine failed or was closed.
     """
-    while True:
-        try:
-            return future.result(LOOK_INTERVAL_S)
-        except CancelledError:
-            raise EngineFailed("the service is stopping") from None
-        except TimeoutError:
-            if future.done():
-                continue  # it was completed between the two
-        if client is not None and has_left(client):
-            engine.cancel(future)
-            raise ClientLeft
-        if time.monotonic() > deadline + GRACE_S:
-            engine.cancel(future)
-            raise GenerationTimeout("the engine did not answer before the deadline")
-
-
-def has_left(client: socket.socket) -> bool:
-    """Return whether the other side has closed the connection; reads nothing from it."""
+    if client is None:
+        return _result(engine, future, deadline)
+    watcher.add(client, future)
     try:
-        return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
+        return _result(engine, future, deadline)
+    except EngineFailed:
+        if watcher.has_left(future):
+            raise ClientLeft from None
+        raise
+    finally:
+        watcher.remove(client, future)
+
+
+def _result(engine: Engine, future: Future[Composition], deadline: float) -> Composition:
+    try:
+        return future.result(max(0.0, deadline - time.monotonic()) + GRACE_S)
+    except CancelledError:
+        raise EngineFailed("the service is stopping") from None
+    except TimeoutError:
+        if future.done():  # it was completed between the two
+            return future.result()
+        engine.cancel(future)
+        raise GenerationTimeout("the engine did not answer before the deadline") from None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from service.config import ServiceConfig
+from service.engine.interface import Load
 from service.engine.sampling import Composition, Sequence, UniformStream
 from service.errors import EngineOverloaded
 from service.music.keys import KEY_NAMES
@@ -61,12 +62,14 @@ class FakeEngine:
     def __init__(self, max_waiting: int = 10) -> None:
         self.info = SimpleNamespace(name="fake", metadata=METADATA, provider="cpu")
         self.ready = True
+        self.load = Load(running=3, waiting=2, chunks=50, notes=700)
+        self.pending, self.restarts = 5, 1
         self.failure: Exception | None = None
         self.outcome: Exception | None = None
         self.stuck = False
         self.max_waiting = max_waiting
         self.submitted: list[Sequence] = []
-        self.cancelled = threading.Event()
+        self.gave_up = threading.Event()
 
     def submit(self, sequence: Sequence, deadline: float | None) -> "Future[Composition]":
         if self.failure:
@@ -81,9 +84,13 @@ class FakeEngine:
             future.set_result(compose(sequence))
         return future
 
+    @property
+    def cancelled(self) -> int:
+        return int(self.gave_up.is_set())
+
     def cancel(self, future: "Future[Composition]") -> None:
         future.cancel()
-        self.cancelled.set()
+        self.gave_up.set()
 
     def close(self) -> None:
         pass

@@ -282,7 +282,7 @@ def test_the_engines_errors_have_their_status(client, engine, error, status):
 def test_an_engine_that_does_not_answer_is_given_up_at_the_deadline(client, engine):
     engine.stuck = True
     check_problem(client.post("/generate", json={}), 504)
-    assert engine.cancelled.is_set()
+    assert engine.gave_up.is_set()
 
 
 def test_not_ready_is_said_and_to_be_tried_again(client, engine):

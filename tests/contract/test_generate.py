@@ -7,6 +7,7 @@ import threading
 import mido
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.music.keys import KEY_NAMES
 from service.music.midi import read_midi
@@ -252,9 +253,24 @@ def test_a_client_that_left_is_noticed_and_its_piece_cancelled(client, engine):
         thread = threading.Thread(target=ask)
         thread.start()
         there.close()
-        assert engine.cancelled.wait(10)
+        assert engine.gave_up.wait(10)
         thread.join(10)
     assert statuses == [499]
+
+
+def test_metrics_say_what_the_engine_does(client, engine):
+    def metrics() -> dict[str, float]:
+        response = client.get("/metrics")
+        assert response.content_type.startswith("text/plain; version=0.0.4")
+        families = list(text_string_to_metric_families(response.get_data(as_text=True)))
+        assert all(family.documentation for family in families)
+        return {sample.name: sample.value for family in families for sample in family.samples}
+
+    expected = {"engine_ready": 1, "slots_in_use": 3, "queue_length": 2, "requests_pending": 5, "chunks_total": 50}
+    expected |= {"notes_composed_total": 700, "requests_cancelled_total": 0, "engine_restarts_total": 1}
+    assert metrics() == {f"nocturne_{name}": value for name, value in expected.items()}
+    engine.ready = False
+    assert metrics()["nocturne_engine_ready"] == 0
 
 
 def test_a_client_that_waits_or_sends_more_has_not_left(client):

@@ -4,11 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON = {"Accept": "application/json"}
@@ -30,6 +33,25 @@ class Service:
         assert response.status_code == 200, response.text
         return response.json()
 
+    def metrics(self) -> dict[str, float]:
+        text = self.http.get("/metrics").text
+        return {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+
+    def engine_pid(self) -> int:
+        """Return the id of the process that composes."""
+        parents, engines = {}, []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                command, status = (folder / "cmdline").read_bytes(), (folder / "stat").read_text()
+            except OSError:  # it has just ended
+                continue
+            pid = int(folder.name)
+            parents[pid] = int(status.rpartition(")")[2].split()[1])
+            if b"service.engine.worker" in command:
+                engines.append(pid)
+        (engine,) = (pid for pid in engines if parents[parents[pid]] == self.process.pid)
+        return engine
+
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=CLIENT_TIMEOUT_S)
 
@@ -42,6 +64,14 @@ class Service:
         status, *lines = head.decode("latin1").split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines)
         return httpx.Response(int(status.split()[1]), headers=headers, content=body)
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    """Return whether a condition came true, before a test would otherwise hang."""
+    end = time.monotonic() + CLIENT_TIMEOUT_S
+    while not (met := condition()) and time.monotonic() < end:
+        time.sleep(0.005)
+    return met
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ import pretty_midi
 import pytest
 import symusic
 
-from tests.e2e.conftest import CLIENT_TIMEOUT_S, ROOT, free_port, running
+from tests.e2e.conftest import CLIENT_TIMEOUT_S, ROOT, free_port, running, wait_until
 
 
 def test_the_answer_is_a_file_that_every_player_opens(service, tmp_path):
@@ -228,15 +228,48 @@ def test_half_sent_requests_are_given_up(service):
 
 
 def test_clients_that_leave_free_their_slots(tmp_path):
-    with running(tmp_path / "log", NOCTURNE_SLOTS="1", NOCTURNE_QUEUE="100") as service:
+    with running(tmp_path / "log", NOCTURNE_CORES="1", NOCTURNE_SLOTS="1", NOCTURNE_QUEUE="100") as service:
         for seed in range(60):  # an hour of music for the one slot
             with service.connect() as connection:
                 connection.sendall(request_bytes(seed=seed, length=4096, end=False))
         assert service.compose(seed=1, length=4).status_code == 200
 
 
+def test_a_client_that_leaves_frees_its_slot_within_two_chunks(tmp_path):
+    # One chunk takes long, so that whatever comes between here and there is short beside it.
+    with running(tmp_path / "log", NOCTURNE_CORES="1", NOCTURNE_SLOTS="1", NOCTURNE_CHUNK="256") as service:
+        with service.connect() as connection:
+            connection.sendall(request_bytes(seed=1, length=4096, end=False))
+            assert wait_until(lambda: service.metrics()["nocturne_chunks_total"] > 0)
+            before = service.metrics()
+            assert before["nocturne_slots_in_use"] == 1
+        assert wait_until(lambda: service.metrics()["nocturne_slots_in_use"] == 0)
+        after = service.metrics()
+        assert after["nocturne_requests_cancelled_total"] == 1
+        assert after["nocturne_chunks_total"] - before["nocturne_chunks_total"] <= 2
+        assert after["nocturne_notes_composed_total"] < 4096
+
+
+def test_a_killed_engine_costs_no_request_and_no_byte(tmp_path):
+    asked = [{"seed": seed, "length": 50 + 9 * (seed % 50), "end": seed % 2 == 0} for seed in range(50)]
+    with running(tmp_path / "log", NOCTURNE_SLOTS="8") as service, ThreadPoolExecutor(50) as crowd:
+        expected = [answer.content for answer in crowd.map(lambda fields: service.compose(**fields), asked)]
+        answers = [crowd.submit(lambda fields: service.compose(**fields), fields) for fields in asked]
+        assert wait_until(lambda: sum(answer.done() for answer in answers) >= 5)
+        assert not all(answer.done() for answer in answers)
+        os.kill(service.engine_pid(), signal.SIGKILL)
+        assert wait_until(lambda: service.http.get("/readyz").status_code == 503)
+        assert [answer.result().status_code for answer in answers] == [200] * 50
+        assert [answer.result().content for answer in answers] == expected
+        assert service.http.get("/readyz").status_code == 200
+        assert service.metrics()["nocturne_engine_restarts_total"] == 1
+
+
 def test_a_full_queue_is_said_at_once_and_nothing_else_is_refused(tmp_path):
-    with running(tmp_path / "log", NOCTURNE_SLOTS="1", NOCTURNE_QUEUE="1") as service, ThreadPoolExecutor(16) as crowd:
+    with (
+        running(tmp_path / "log", NOCTURNE_CORES="1", NOCTURNE_SLOTS="1", NOCTURNE_QUEUE="1") as service,
+        ThreadPoolExecutor(16) as crowd,
+    ):
         answers = list(crowd.map(lambda seed: service.compose(seed=seed, length=800, end=False), range(16)))
         assert {answer.status_code for answer in answers} == {200, 503}
         for refused in (answer for answer in answers if answer.status_code == 503):
@@ -245,7 +278,10 @@ def test_a_full_queue_is_said_at_once_and_nothing_else_is_refused(tmp_path):
 
 
 def test_a_deadline_that_passes_is_said(tmp_path):
-    with running(tmp_path / "log", NOCTURNE_SLOTS="1", NOCTURNE_DEADLINE_S="1") as service, ThreadPoolExecutor(50) as crowd:
+    with (
+        running(tmp_path / "log", NOCTURNE_CORES="1", NOCTURNE_SLOTS="1", NOCTURNE_DEADLINE_S="1") as service,
+        ThreadPoolExecutor(50) as crowd,
+    ):
         answers = list(crowd.map(lambda seed: service.compose(seed=seed, length=4096, end=False), range(50)))
         assert {answer.status_code for answer in answers} <= {200, 504}
         assert any(answer.status_code == 504 for answer in answers)

@@ -42,10 +42,11 @@ def test_export_checks_itself_and_describes_itself(run, data_file, tmp_path) -> 
     result = evaluate(run, data_file, "valid", baselines=data_file)
     record = {**result, "command": "python -m training evaluate", "weights": exporting.weights_hash(run)}
     (run / EVALUATION).write_text(json.dumps(record))
-    path, parity = export(run, tmp_path / "tiny", "CC0", "Learnt from tunes made by a test.")
+    exported = export(run, tmp_path / "tiny", "CC0", "Learnt from tunes made by a test.", data_file)
+    path = exported.path
     assert path == tmp_path / "tiny.onnx"
-    assert parity.max_error < 1e-4
-    metadata = OnnxModel(path, "cpu").info.metadata
+    assert exported.parity.max_error < 1e-4
+    metadata = OnnxModel(path).info.metadata
     assert metadata["attribution"] == "Learnt from tunes made by a test."
     assert metadata["licence"] == "CC0"
     assert metadata["conditions"]["composer"] == ["unknown", "Ana"]
@@ -60,7 +61,7 @@ def test_export_checks_itself_and_describes_itself(run, data_file, tmp_path) -> 
     (tmp_path / "report").mkdir()
     for sha256, stays in ((hashlib.sha256(path.read_bytes()).hexdigest(), True), ("of another", False)):
         (tmp_path / "report" / "report.json").write_text(json.dumps({**report, "sha256": sha256}))
-        export(run, tmp_path / "tiny", "CC0", "Learnt from tunes made by a test.")
+        export(run, tmp_path / "tiny", "CC0", "Learnt from tunes made by a test.", data_file)
         assert ("### Faults" in (tmp_path / "MODEL_CARD.md").read_text()) == stays
     # The weights that go with it are as good to begin with, but for the rounding.
     halves = score_dataset(
@@ -71,10 +72,32 @@ def test_export_checks_itself_and_describes_itself(run, data_file, tmp_path) -> 
 
 def test_figures_of_other_weights_are_not_passed_on(run, tmp_path) -> None:
     (run / EVALUATION).write_text(json.dumps({"nats_per_note": 0.1, "weights": "those of yesterday"}))
-    path, _ = export(run, tmp_path / "tiny", "CC0", "")
+    path = export(run, tmp_path / "tiny", "CC0", "").path
     (run / EVALUATION).unlink()
-    assert OnnxModel(path, "cpu").info.metadata["evaluation"] is None
+    assert OnnxModel(path).info.metadata["evaluation"] is None
     assert "no baselines computed" in (tmp_path / "MODEL_CARD.md").read_text()
+
+
+def test_the_int8_file_is_of_the_same_model_and_as_good(run, data_file, dataset, tmp_path, monkeypatch) -> None:
+    exported = export(run, tmp_path / "tiny", "CC0", "", data_file)
+    assert exported.int8_path == tmp_path / "tiny.int8.onnx"
+    assert exported.int8_path.stat().st_size < exported.path.stat().st_size
+    model = OnnxModel(exported.int8_path)
+    theirs = OnnxModel(exported.path).info.metadata
+    assert {**model.info.metadata, "precision": "float32", "parity": theirs["parity"]} == theirs
+    assert model.info.metadata["precision"] == "int8"
+    parity = model.info.metadata["parity"]
+    assert abs(parity["difference"]) < 0.005
+    found = score_exported(model, dataset.select("valid"), with_conditions=False).nats_per_note
+    assert found == pytest.approx(parity["nats_per_note"], abs=1e-6)
+    card = (tmp_path / "MODEL_CARD.md").read_text()
+    assert hashlib.sha256(exported.int8_path.read_bytes()).hexdigest() in card
+    assert f"{parity['nats_per_note']:.4f}" in card
+    # One that is worse than that is not written, and an older one does not stay.
+    monkeypatch.setattr(exporting, "INT8_TOLERANCE", -1.0)
+    assert export(run, tmp_path / "tiny", "CC0", "", data_file).int8_path is None
+    assert not (tmp_path / "tiny.int8.onnx").exists()
+    assert "no int8 file" in (tmp_path / "MODEL_CARD.md").read_text()
 
 
 def test_another_models_card_is_kept(run, tmp_path) -> None:
@@ -85,10 +108,10 @@ def test_another_models_card_is_kept(run, tmp_path) -> None:
 
 
 def test_exported_model_scores_like_pytorch(run, dataset, small, tmp_path) -> None:
-    path, _ = export(run, tmp_path / "tiny", "CC0", "")
+    path = export(run, tmp_path / "tiny", "CC0", "").path
     from training.checkpoint import load_network
 
-    theirs = score_exported(OnnxModel(path, "cpu"), dataset, with_conditions=True, rows=5, steps=50)
+    theirs = score_exported(OnnxModel(path), dataset, with_conditions=True, rows=5, steps=50)
     ours = score_dataset(load_network(run)[0], dataset, with_conditions=True)
     assert np.allclose(ours.nats, theirs.nats, rtol=1e-3, atol=1e-3)
 
@@ -145,7 +168,7 @@ def composed(model: OnnxModel, chunk: Chunk, sizes: list[int]) -> tuple[np.ndarr
     while start < chunk.forced.shape[1]:
         part = slice(start, start + sizes[min(len(results), len(sizes) - 1)])
         arrays = {name: getattr(chunk, name)[:, part] for name in ("forced", "uniforms", "metre")}
-        tokens, state, probabilities = model.run(replace(chunk, **arrays), state)
+        tokens, probabilities = model.run(replace(chunk, **arrays), state)
         results.append((tokens, probabilities))
         start = part.stop
     return tuple(np.concatenate(arrays, axis=1) for arrays in zip(*results, strict=True))
@@ -163,7 +186,7 @@ def free_chunk(model: OnnxModel, left: tuple[int, int], steps: int = STEPS) -> C
 
 @pytest.mark.parametrize("memory", [40, 9])
 def test_the_chunks_size_has_no_effect_on_what_is_composed(memory, small, tmp_path) -> None:
-    model = OnnxModel(build(restless_network(replace(small, memory=memory)), tmp_path), "cpu")
+    model = OnnxModel(build(restless_network(replace(small, memory=memory)), tmp_path))
     chunk = free_chunk(model, (60, 20 * BAR))
     tokens, probabilities = composed(model, chunk, [16])
     for sizes in ([1], [5], [STEPS], [3, 50, 16]):
@@ -174,7 +197,7 @@ def test_the_chunks_size_has_no_effect_on_what_is_composed(memory, small, tmp_pa
 
 
 def test_what_is_left_counts_only_where_it_is_told(small, tmp_path) -> None:
-    model = OnnxModel(build(restless_network(small), tmp_path), "cpu")
+    model = OnnxModel(build(restless_network(small), tmp_path))
     own = replace(free_chunk(model, (-1, -1)), rules=np.zeros((ROWS, 1), np.float32))
     untold = composed(model, own, [16])[1]
     for left in ((60, -1), (-1, 20 * BAR)):
@@ -186,17 +209,15 @@ def test_what_is_left_counts_only_where_it_is_told(small, tmp_path) -> None:
 
 def test_offers_that_do_not_count_are_as_pointing_at_nothing(small, tmp_path) -> None:
     network = restless_network(small)
-    chunk = free_chunk(model := OnnxModel(build(network, tmp_path), "cpu"), (-1, -1))
+    chunk = free_chunk(model := OnnxModel(build(network, tmp_path)), (-1, -1))
     with_memory = composed(model, chunk, [16])[1]
     without = composed(model, replace(chunk, copying=np.zeros((ROWS, 1), np.float32)), [16])
     with torch.no_grad():
         network.nothing.bias.fill_(1000.0)
-    nothing = composed(OnnxModel(build(network, tmp_path), "cpu"), chunk, [16])
+    nothing = composed(OnnxModel(build(network, tmp_path)), chunk, [16])
     assert np.array_equal(without[0], nothing[0])
     assert np.allclose(without[1], nothing[1], atol=1e-5)
-    unheard = composed(
-        OnnxModel(build(restless_network(small), tmp_path), "cpu"), replace(chunk, lag_bias=chunk.lag_bias - 1e3), [16]
-    )
+    unheard = composed(OnnxModel(build(restless_network(small), tmp_path)), replace(chunk, lag_bias=chunk.lag_bias - 1e3), [16])
     assert np.array_equal(unheard[0], nothing[0])
     assert np.allclose(unheard[1], nothing[1], atol=1e-5)
     assert not np.allclose(without[1], with_memory, atol=1e-2)
@@ -225,7 +246,7 @@ def test_min_p_leaves_a_way_out_of_a_repetition(small, tmp_path) -> None:
             layer.weight.zero_()
             layer.bias.zero_()
         network.copy_scales["pitch"].bias.fill_(1.0)  # twice, by both pointers: exp(4) times as likely
-    model = OnnxModel(build(network, tmp_path), "cpu")
+    model = OnnxModel(build(network, tmp_path))
     pitches, probabilities = pitches_after(model, 0.5)
     # What nobody offers is all alike; of what is offered, some value is far likelier, and does not rule out the rest.
     assert probabilities.max() > 10 * probabilities.min()
@@ -234,7 +255,7 @@ def test_min_p_leaves_a_way_out_of_a_repetition(small, tmp_path) -> None:
 
 
 def test_a_piece_ends_at_the_barline_that_is_told(dataset, small, tmp_path) -> None:
-    model = OnnxModel(build(restless_network(small), tmp_path), "cpu")
+    model = OnnxModel(build(restless_network(small), tmp_path))
     melody = dataset.pieces[0].tokens[:20]
     for bars in (5, 8):
         chunk = free_chunk(model, (-1, bars * BAR), 300)
@@ -278,11 +299,11 @@ def test_models_of_another_kind_are_refused(change, message, small, tmp_path) ->
     entries = {} if change is None else {"nocturne": json.dumps({**metadata, **change})}
     onnx.save(build_graph(network, entries), tmp_path / "other.onnx")
     with pytest.raises(ModelMismatch, match=message):
-        OnnxModel(tmp_path / "other.onnx", "cpu")
+        OnnxModel(tmp_path / "other.onnx")
 
 
 def test_broken_and_missing_models_are_refused(tmp_path) -> None:
     (tmp_path / "cut.onnx").write_bytes(b"\x08\x0a\x12")
     for name in ("cut.onnx", "missing.onnx"):
         with pytest.raises(ModelMismatch, match="cannot be loaded"):
-            OnnxModel(tmp_path / name, "cpu")
+            OnnxModel(tmp_path / name)

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from service.config import SPARE_THREADS, InvalidSetting, ServiceConfig
+from service import config
+from service.config import SPARE_THREADS, InvalidSetting, ServiceConfig, available_cores
 
 
 def read(**environment: str) -> ServiceConfig:
@@ -18,10 +19,10 @@ def test_defaults_hold_where_nothing_is_set_or_the_value_is_empty():
 def test_every_variable_is_read():
     given = {
         "HOST": "::1", "PORT": "9000", "NOCTURNE_MODEL_DIR": "/models", "NOCTURNE_MODEL": "piano", "NOCTURNE_PROVIDER": "cpu",
-        "NOCTURNE_SLOTS": "4", "NOCTURNE_QUEUE": "8", "NOCTURNE_CHUNK": "2", "NOCTURNE_DEADLINE_S": "5",
-        "NOCTURNE_MAX_BODY_BYTES": "2048", "NOCTURNE_THREADS": "20",
+        "NOCTURNE_PRECISION": "float32", "NOCTURNE_CORES": "3", "NOCTURNE_SLOTS": "4", "NOCTURNE_QUEUE": "8",
+        "NOCTURNE_CHUNK": "2", "NOCTURNE_DEADLINE_S": "5", "NOCTURNE_MAX_BODY_BYTES": "2048", "NOCTURNE_THREADS": "21",
     }  # fmt: skip
-    assert read(**given) == ServiceConfig("::1", 9000, Path("/models"), "piano", "cpu", 4, 8, 2, 5, 2048, 20)
+    assert read(**given) == ServiceConfig("::1", 9000, Path("/models"), "piano", "cpu", "float32", 3, 4, 8, 2, 5, 2048, 21)
     assert read(**given).bind == "[::1]:9000"
     assert set(given) == {field.metadata["variable"] for field in fields(ServiceConfig)}
 
@@ -44,8 +45,8 @@ def test_every_setting_says_its_unit_and_its_reason():
         ("NOCTURNE_SLOT", "1", "`NOCTURNE_SLOT` is not a setting; did you mean `NOCTURNE_SLOTS`?"),
         (
             "NOCTURNE_THREADS",
-            "288",
-            "`NOCTURNE_THREADS` must be more than NOCTURNE_QUEUE and NOCTURNE_SLOTS together (288); got 288",
+            "256",
+            "`NOCTURNE_THREADS` must be more than NOCTURNE_QUEUE and NOCTURNE_CORES times NOCTURNE_SLOTS (",
         ),
     ],
 )
@@ -56,7 +57,17 @@ def test_bad_values_are_refused_with_variable_limit_and_value(variable, value, m
 
 
 def test_threads_follow_queue_and_slots():
-    assert read(NOCTURNE_QUEUE="1000", NOCTURNE_SLOTS="10").threads == 1010 + SPARE_THREADS
+    assert read(NOCTURNE_QUEUE="1000", NOCTURNE_CORES="4", NOCTURNE_SLOTS="10").threads == 1040 + SPARE_THREADS
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("", 8)])
+def test_cores_are_those_that_the_container_may_use(limit, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(config.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(config, "_CGROUP_LIMIT", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(limit)
+    assert available_cores() == read().cores == cores
+    (tmp_path / "cpu.max").unlink()
+    assert available_cores() == 8
 
 
 def test_variables_that_kubernetes_injects_for_a_service_of_our_name_are_no_settings():
@@ -71,13 +82,20 @@ def test_variables_that_kubernetes_injects_for_a_service_of_our_name_are_no_sett
 
 
 def test_the_model_is_the_only_one_or_the_one_named(tmp_path):
-    def path(name: str = "") -> Path:
-        return ServiceConfig(model_dir=tmp_path, model=name).model_path()
+    def path(name: str = "", precision: str = "auto", on_gpu: bool = False) -> Path:
+        return ServiceConfig(model_dir=tmp_path, model=name, precision=precision).model_path(on_gpu)
 
     with pytest.raises(InvalidSetting, match=r"`NOCTURNE_MODEL_DIR` must be a folder with exported models"):
         path()
     (tmp_path / "a.onnx").touch()
-    assert path() == path("a") == tmp_path / "a.onnx"
+    assert path() == path("a") == path("a", "float32") == tmp_path / "a.onnx"
+    with pytest.raises(InvalidSetting, match="`NOCTURNE_PRECISION` must be float32 for the model a; got int8"):
+        path(precision="int8")
+    (tmp_path / "a.int8.onnx").touch()
+    assert path() == path("a") == path("a", "int8") == tmp_path / "a.int8.onnx"
+    assert path("a", "float32") == path(on_gpu=True) == tmp_path / "a.onnx"
+    with pytest.raises(InvalidSetting, match="`NOCTURNE_PRECISION` must be auto or float32 on a GPU; got int8"):
+        path(precision="int8", on_gpu=True)
     (tmp_path / "b.onnx").touch()
     assert path("b") == tmp_path / "b.onnx"
     with pytest.raises(InvalidSetting, match="must be one of a, b; it is not set"):

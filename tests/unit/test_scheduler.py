@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from service.engine.interface import Chunk, State
+from service.engine.rows import HostRows
 from service.engine.sampling import Composition, Sequence
 from service.engine.scheduler import Scheduler
 from service.errors import EngineOverloaded, GenerationTimeout
@@ -25,14 +26,17 @@ class FakeModel:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
+    def rows(self, slots: int) -> HostRows:
+        return HostRows(self, slots)
+
     def initial_state(self, positions: np.ndarray) -> State:
-        return {"state_seen": np.zeros((len(positions), 3), np.int64), "state_position": positions[:, None].copy()}
+        return {"state_seen": np.zeros((len(positions), 3), np.int64)}
 
     def run(self, chunk: Chunk, state: State):
         rows, steps, _ = chunk.forced.shape
         self.batches.append(rows)
         tokens = np.zeros((rows, steps, len(FIELDS)), np.int32)
-        seen = state["state_seen"].copy()
+        seen = state["state_seen"]
         for k in range(steps):
             step = np.stack(
                 [
@@ -47,7 +51,7 @@ class FakeModel:
             step[ends, 1:3] = [CONTROL, Control.END]
             tokens[:, k] = np.where(chunk.forced[:, k] >= 0, chunk.forced[:, k], step)
             seen += np.stack([np.ones(rows, int), tokens[:, k].sum(axis=1), tokens[:, k, 0]], axis=1)
-        return tokens, {**state, "state_seen": seen}, np.ones(tokens.shape, np.float32)
+        return tokens, np.ones(tokens.shape, np.float32)
 
 
 def sequence(seed: int, length: int = 20, forced: int = 0, **end: Any) -> Sequence:

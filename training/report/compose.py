@@ -143,7 +143,7 @@ _model: OnnxModel | None = None  # of a worker process: loaded once in it, used 
 
 def _load(path: Path) -> None:
     global _model
-    _model = OnnxModel(path, "cpu")
+    _model = OnnxModel(path)
 
 
 def _compose_batch(wishes: list[Wish]) -> list[Composed]:
@@ -180,7 +180,7 @@ def compose(path: Path, wishes: list[Wish], processes: int = 1, progress: Progre
                 progress("composing", len(composed), len(wishes))
 
     if processes <= 1:
-        model = OnnxModel(path, "cpu")
+        model = OnnxModel(path)
         collect(compose_with(model, batch) for batch in batches)
     else:
         # spawned: an onnxruntime session does not survive a fork

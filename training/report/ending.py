@@ -42,7 +42,7 @@ def chances_of_an_end(model: OnnxModel, sequences: Many[Sequence], tokens: Many[
             np.stack([s.left() for s in asked]),
         )
         state = model.initial_state(np.array([s.bar_offset for s in asked], np.int32))
-        _, _, probabilities = model.run(chunk, state)
+        _, probabilities = model.run(chunk, state)
         chances += probabilities[np.arange(len(part)), lengths - 1, FIELDS.index("hand")].tolist()
     return chances
 

@@ -49,7 +49,7 @@ class Materials:
         ModelMismatch, InvalidDataset
             If one cannot be used.
         """
-        metadata = OnnxModel(model_path, "cpu").info.metadata
+        metadata = OnnxModel(model_path).info.metadata
         dataset = load_dataset(data_path)
         return cls(model_path, metadata, dataset.select("train"), dataset.select("valid"), processes, progress)
 
