@@ -58,10 +58,15 @@ examples: $(VENV)/.core  ## the melodies of exported/examples again, by their cu
 		until curl -sf http://127.0.0.1:8000/readyz > /dev/null; do kill -0 $$service && sleep 0.2 || exit 1; done; \
 		grep "^curl " exported/examples/README.md | sed "s/^curl /curl -sf /" | sh -ex'
 
-bench: $(VENV)/.all  ## speed and exactness, as ratios and bounds
+bench: $(VENV)/.all  ## speed and exactness, as ratios and bounds: half an hour, each also alone
 	$(bin)/python -m bench.representation
-	$(bin)/python -m bench.engine
 	$(bin)/python -m bench.lstm
+	OMP_NUM_THREADS=1 $(bin)/python -m bench.step
+	OMP_NUM_THREADS=1 $(bin)/python -m bench.roofline
+	$(bin)/python -m bench.request
+	$(bin)/python -m bench.engine
+	$(bin)/python -m bench.http
+	$(bin)/python -m bench.peers
 
 image:  ## build the container image (GPU=1 adds CUDA)
 	docker build --build-arg GPU=$(or $(GPU),0) -t nocturne .

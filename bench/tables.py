@@ -22,7 +22,11 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     print(f"\n{title}")
     for row in cells:
-        print("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))))
+        print(
+            "  ".join(
+                cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+        )
 
 
 def finish(figures: Mapping[str, Any]) -> None:
