@@ -84,8 +84,7 @@ class Worker:
                     while not scheduler.running and not scheduler.waiting:
                         self._changed.wait()
                     outcomes = scheduler.begin(time.monotonic())
-                self._report(outcomes, scheduler)
-                self._report(scheduler.compose(), scheduler)
+                self._report(outcomes + scheduler.compose(), scheduler)
         except OSError:  # the service has gone; the thread that reads sees it too
             return
         except BaseException:

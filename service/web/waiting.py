@@ -32,43 +32,43 @@ class ClientWatcher:
 
     def __init__(self, leave: Callable[[Future[Composition]], None]) -> None:
         self._leave = leave
-        self._lock = threading.Lock()
-        self._watched: dict[int, Future[Composition]] = {}  # by the descriptor of the connection
-        self._left: set[Future[Composition]] = set()
+        # By the descriptor of the connection. No lock: a thread that holds one while it waits for the interpreter makes all
+        # others wait, and what happens to a dictionary here happens at once.
+        self._watched: dict[int, tuple[socket.socket, Future[Composition]]] = {}
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         if self._epoll is not None:
             threading.Thread(target=self._watch, args=(self._epoll,), name="client-watcher", daemon=True).start()
 
     def add(self, client: socket.socket, future: Future[Composition]) -> None:
         """Watch a client while its future is awaited; also one that has left already is noticed."""
-        if self._epoll is None:
-            return
-        with self._lock:
-            self._watched[client.fileno()] = future
+        if self._epoll is not None:
+            self._watched[client.fileno()] = client, future
             self._epoll.register(client.fileno(), select.EPOLLRDHUP | select.EPOLLONESHOT)
 
-    def has_left(self, future: Future[Composition]) -> bool:
-        """Return whether the client of a future left."""
-        return future in self._left
-
-    def remove(self, client: socket.socket, future: Future[Composition]) -> None:
+    def remove(self, client: socket.socket) -> None:
         """Watch a client no longer."""
-        if self._epoll is None:
-            return
-        with self._lock:
-            self._watched.pop(client.fileno(), None)
-            self._left.discard(future)
+        if self._epoll is not None:
+            del self._watched[client.fileno()]
             self._epoll.unregister(client.fileno())
 
     def _watch(self, epoll: "select.epoll") -> None:
         while True:
             for descriptor, _ in epoll.poll():
-                with self._lock:
-                    future = self._watched.pop(descriptor, None)
-                    if future is not None:
-                        self._left.add(future)
-                if future is not None:
+                client, future = self._watched.get(descriptor, (None, None))
+                # Looked at again, since the descriptor may be another client's by now.
+                if client is not None and future is not None and has_left(client):
+                    future.client_left = True  # type: ignore[attr-defined]
                     self._leave(future)
+
+
+def has_left(client: socket.socket) -> bool:
+    """Return whether the other side has closed the connection, or its half of it; reads nothing from it."""
+    poll = select.poll()
+    try:
+        poll.register(client, select.POLLRDHUP)
+        return bool(poll.poll(0))
+    except (OSError, ValueError):  # closed on this side
+        return False
 
 
 def wait_for(
@@ -103,11 +103,11 @@ def wait_for(
     try:
         return _result(engine, future, deadline)
     except EngineFailed:
-        if watcher.has_left(future):
+        if getattr(future, "client_left", False):
             raise ClientLeft from None
         raise
     finally:
-        watcher.remove(client, future)
+        watcher.remove(client)
 
 
 def _result(engine: Engine, future: Future[Composition], deadline: float) -> Composition:
