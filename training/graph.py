@@ -35,8 +35,9 @@ from service.engine.interface import LAGS
 from service.music.representation import FIELDS, VOCABULARY, Control
 from training.conditions import EXPECTED_PITCH_CLASSES, EXPECTED_TEMPO
 from training.data import piece_condition_names
+from training.graph_heads import HAND_RULE, PITCH_RULE
 from training.graph_memory import BUFFERS, CARRIED, NEVER, close_buffers, memory_state, new_shapes, open_buffers
-from training.graph_step import HAND_RULE, PITCH_RULE, Step
+from training.graph_step import Step
 from training.model import PITCH_CLASSES, PROFILE_DECAYS, PROFILE_ROLL, Network
 from training.nodes import Nodes, Value
 from training.products import CONTRIB, FloatProducts, Int8Products

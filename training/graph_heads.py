@@ -33,6 +33,7 @@ PITCH_RULE = np.array([[UNPLAYABLE]], np.float32)
 _PROFILE = len(PROFILE_DECAYS) * PITCH_CLASSES
 _MASKED = FIELDS[2:]  # fields whose values depend on whether the token is a note
 _CONTROLS = len(Control)
+assert Control.PEDAL_DOWN // 2 == Control.PEDAL_UP // 2 not in (Control.END // 2, Control.WAIT // 2)  # how `Step` tells them
 _KEYS = np.arange(VOCABULARY.pitch, dtype=np.int32)
 
 

@@ -11,16 +11,15 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from service.music.playable import MAX_STRETCH
-from service.music.representation import DURATIONS, FIELDS, MAX_BAR, VOCABULARY, Control
+from service.music.representation import DURATIONS, FIELDS, VOCABULARY, Control
 from training.conditions import BARS_LEFT_CLASS, MAX_BARS_LEFT, MAX_NOTES_LEFT, NOTES_LEFT_CLASS
-from training.graph_heads import HAND_RULE, PITCH_RULE, Heads
+from training.graph_heads import Heads
 from training.graph_memory import CARRIED, MemoryNodes, buffer_shapes, memory_state
 from training.memory import MATCH_CLASS
 from training.model import HANDS, LAST_FIELDS, MAX_HELD, PITCH_CLASSES, PROFILE_DECAYS, Network, profile_steps
 from training.nodes import Array, Nodes, Value
 from training.products import Factor, Products
 
-__all__ = ["HAND_RULE", "PITCH_RULE", "Step"]
 _HANDS_ROW = np.array([-1, *range(1, HANDS)], np.int32)  # hand 0 has no last note: no hand equals -1
 
 
@@ -179,15 +178,10 @@ class Step:
         n.op("Where", note, heard, "in_profile", name="out_profile")
         again = n.op("Where", heads.struck_again(pitch), n.op("Add", "in_repeats", n.ints(1)), n.ints(1))
         n.op("Where", note, again, "in_repeats", name="out_repeats")
-        # A note's pitch field is never that of a control.
+        # A note's pitch field is never that of a control; of these, the two that move the pedal are 2 and 3.
         moves = n.op("Equal", n.op("Div", pitch, n.ints(2)), n.ints(Control.PEDAL_DOWN // 2))
         n.op("Where", moves, pitch, "in_pedal", name="out_pedal")
 
 
 def _info(name: str, kind: int, shape: list[Any]) -> Any:
     return helper.make_tensor_value_info(name, kind, shape)
-
-
-# Position in the bar is clipped to MAX_BAR - 1 where `Heads` computes it; the embeddings end there too.
-assert MAX_BAR > 0
-assert Control.PEDAL_DOWN // 2 == Control.PEDAL_UP // 2 != Control.END // 2 != Control.WAIT // 2

@@ -76,10 +76,6 @@ class Nodes:
         """Return a whole number without axes, int32."""
         return self.constant(np.array(value, np.int32))
 
-    def length(self, value: Value, axis: int) -> Value:
-        """Return how long a tensor is along an axis, a scalar int64."""
-        return self.op("Squeeze", self.op("Shape", value, start=axis, end=axis + 1), self.axes(0))
-
     def top(self, value: Value, count: int) -> tuple[Value, Value]:
         """Return the largest values along the last axis, the largest first, and where they stand (int64)."""
         outputs = [f"{self.prefix}_top_{len(self.nodes)}_{part}" for part in ("values", "indices")]

@@ -20,6 +20,7 @@ from service.engine.scheduler import Scheduler
 from service.errors import EngineFailed, EngineOverloaded, GenerationTimeout, ModelMismatch
 from service.music.piece import NOTE, records
 from service.music.representation import CONTROL, Control, count_notes, decode_tokens, encode_notes
+from tests.composing import compose_all
 from tests.e2e.conftest import wait_until
 from training.report.failures import longest_repetition, widest_stretch
 
@@ -44,16 +45,6 @@ def random_sequences(count: int, most: int = 60) -> list[Sequence]:
     ]
 
 
-def run_all(model: OnnxModel, sequences: list[Sequence], slots: int, chunk: int) -> list[np.ndarray]:
-    scheduler = Scheduler(model, slots, chunk, len(sequences))
-    for id, sequence in enumerate(sequences):
-        scheduler.add(id, sequence, float("inf"))
-    results = {}
-    while scheduler.running or scheduler.waiting:
-        results |= {outcome.id: outcome.result.tokens for outcome in scheduler.step(0.0)}
-    return [results[id] for id in range(len(sequences))]
-
-
 @pytest.fixture(scope="module", params=MODELS, ids=lambda path: path.stem)
 def path(request) -> Path:
     return request.param
@@ -75,17 +66,17 @@ def engine(path: Path):
 def alone(model: OnnxModel) -> tuple[list[Sequence], list[bytes]]:
     """200 random requests, and what each gets where there is nothing else."""
     sequences = random_sequences(200)
-    return sequences, [tokens.tobytes() for tokens in run_all(model, sequences, slots=1, chunk=16)]
+    return sequences, [tokens.tobytes() for tokens in compose_all(model, sequences, slots=1, chunk=16)]
 
 
 class TestTheSameNotesInEveryCompany:
     def test_among_64_others(self, model: OnnxModel, alone) -> None:
         sequences, expected = alone
-        assert [tokens.tobytes() for tokens in run_all(model, sequences, slots=65, chunk=16)] == expected
+        assert [tokens.tobytes() for tokens in compose_all(model, sequences, slots=65, chunk=16)] == expected
 
     def test_in_other_slots(self, model: OnnxModel, alone) -> None:
         sequences, expected = alone
-        found = run_all(model, sequences[::-1], slots=13, chunk=16)
+        found = compose_all(model, sequences[::-1], slots=13, chunk=16)
         assert [tokens.tobytes() for tokens in found[::-1]] == expected
 
     def test_after_neighbours_were_cancelled(self, model: OnnxModel, alone) -> None:
@@ -106,11 +97,11 @@ class TestTheSameNotesInEveryCompany:
     @pytest.mark.parametrize("chunk", [1, 5])
     def test_in_chunks_of_other_sizes(self, model: OnnxModel, alone, chunk: int) -> None:
         sequences, expected = (part[:60] for part in alone)
-        assert [tokens.tobytes() for tokens in run_all(model, sequences, slots=40, chunk=chunk)] == expected
+        assert [tokens.tobytes() for tokens in compose_all(model, sequences, slots=40, chunk=chunk)] == expected
 
     def test_with_two_threads_in_each_operator(self, path: Path, alone) -> None:
         sequences, expected = alone
-        assert [tokens.tobytes() for tokens in run_all(OnnxModel(path, threads=2), sequences, slots=40, chunk=16)] == expected
+        assert [tokens.tobytes() for tokens in compose_all(OnnxModel(path, threads=2), sequences, slots=40, chunk=16)] == expected
 
     def test_with_two_schedulers_in_a_process_of_their_own(self, engine: Engine, alone) -> None:
         sequences, expected = (part[:72] for part in alone)
@@ -134,21 +125,21 @@ def test_a_row_alone_has_the_very_state_it_has_in_a_batch(model: OnnxModel) -> N
 
 def test_forced_notes_then_free_equals_one_piece(model: OnnxModel) -> None:
     whole = Sequence(5, 40)
-    tokens = run_all(model, [whole], 1, 16)[0]
+    tokens = compose_all(model, [whole], 1, 16)[0]
     cut = 17
     # Random numbers are drawn for forced tokens, too: what follows is what followed.
-    rest = run_all(model, [Sequence(5, 40 - count_notes(tokens[:cut]), tokens[:cut])], 1, 16)[0]
+    rest = compose_all(model, [Sequence(5, 40 - count_notes(tokens[:cut]), tokens[:cut])], 1, 16)[0]
     assert (rest == tokens[cut:]).all()
 
 
 def test_greedy_does_not_depend_on_the_seed(model: OnnxModel) -> None:
     greedy = SamplingParams(temperature=0)
-    a, b = run_all(model, [Sequence(seed, 50, MELODY, greedy) for seed in (1, 2)], 2, 16)
+    a, b = compose_all(model, [Sequence(seed, 50, MELODY, greedy) for seed in (1, 2)], 2, 16)
     assert (a == b).all()
 
 
 def test_composed_notes_are_playable(model: OnnxModel) -> None:
-    for tokens in run_all(model, [Sequence(seed, 200) for seed in range(20)], 20, 16):
+    for tokens in compose_all(model, [Sequence(seed, 200) for seed in range(20)], 20, 16):
         notes = decode_tokens(tokens).notes
         assert set(notes["hand"].tolist()) <= {1, 2}
         assert longest_repetition(notes) <= 8
@@ -165,7 +156,7 @@ def test_composed_notes_are_playable(model: OnnxModel) -> None:
 def test_a_piece_with_a_last_barline_ends_there_and_not_before(model: OnnxModel) -> None:
     ends = [72 * bars for bars in range(2, 22)]
     asked = [Sequence(seed, 4000, MELODY[:3], bar_ticks=72, end_time=end) for seed, end in enumerate(ends)]
-    for tokens, end in zip(run_all(model, asked, 20, 16), ends, strict=True):
+    for tokens, end in zip(compose_all(model, asked, 20, 16), ends, strict=True):
         assert 24 + tokens[:, 0].sum() < end
         assert count_notes(tokens) < 4000, "it went on although its barline had come"
 
@@ -174,7 +165,7 @@ def test_it_is_music_and_not_one_note(model: OnnxModel) -> None:
     # With the conditions that the service gives where a request says nothing.
     known, asked = model.info.metadata["conditions"], model.info.metadata["defaults"]
     defaults = {"metre": known["metre"].index(asked["time_signature"]), "rendition": known["rendition"].index(asked["rendition"])}
-    pieces = run_all(model, [Sequence(seed, 200, conditions=defaults) for seed in range(20)], 20, 16)
+    pieces = compose_all(model, [Sequence(seed, 200, conditions=defaults) for seed in range(20)], 20, 16)
     for tokens in pieces:
         notes = decode_tokens(tokens).notes
         most = Counter(notes["pitch"].tolist()).most_common(1)[0][1]

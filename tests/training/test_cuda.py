@@ -12,23 +12,13 @@ from service.engine.interface import Chunk
 from service.engine.load import load_model
 from service.engine.model import OnnxModel
 from service.engine.sampling import SamplingParams, Sequence
-from service.engine.scheduler import Scheduler
 from service.errors import ModelMismatch
 from service.music.representation import FIELDS, TokenArray
+from tests.composing import compose_all
 from tests.training.test_export import build, restless_network
 
 EXPORTED = Path(__file__).parents[2] / "exported"
 LOGIT_GAP = 1e-3  # nats between two values, below which it is rounding that decides
-
-
-def compose_all(model: OnnxModel | CudaModel, sequences: list[Sequence], slots: int, chunk: int) -> list[TokenArray]:
-    scheduler = Scheduler(model, slots, chunk, len(sequences))
-    for id, sequence in enumerate(sequences):
-        scheduler.add(id, sequence, float("inf"))
-    results = {}
-    while scheduler.running or scheduler.waiting:
-        results |= {outcome.id: outcome.result.tokens for outcome in scheduler.step(0.0)}
-    return [results[id] for id in range(len(sequences))]
 
 
 @pytest.mark.parametrize(("slots", "chunk"), [(5, 4), (3, 13)])
