@@ -27,9 +27,10 @@ ENV PATH=/opt/venv/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \
     ORT_DISABLE_TELEMETRY=1 \
     HOST=0.0.0.0 \
-    PORT=8080
-EXPOSE 8080
+    PORT=8080 \
+    ADMIN_PORT=9090
+EXPOSE 8080 9090
 USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/livez', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ['ADMIN_PORT'] + '/livez', timeout=4)"]
 CMD ["python", "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]

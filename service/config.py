@@ -40,6 +40,8 @@ class ServiceConfig:
     ----------
     host, port : str, int
         Where gunicorn listens.
+    admin_port : int
+        Where probes and metrics are answered besides; 0 means nowhere.
     model_dir : Path
         Folder with the exported models.
     model : str
@@ -69,6 +71,8 @@ class ServiceConfig:
         "HOST", "address", "this machine only, unless asked otherwise; the image says 0.0.0.0"))
     port: int = field(default=8000, metadata=_about(
         "PORT", "TCP port", "the image says 8080", 1, 65535))
+    admin_port: int = field(default=0, metadata=_about(
+        "ADMIN_PORT", "TCP port", "for probes and metrics, answered however busy the service is; 0 means none", 0, 65535))
     model_dir: Path = field(default=_EXPORTED, metadata=_about(
         "NOCTURNE_MODEL_DIR", "folder", "where the exported models lie"))
     model: str = field(default="", metadata=_about(

@@ -5,13 +5,16 @@ One worker with many threads, each of which waits for the engine's process on be
 
 import logging
 import os
+import signal
 import socket
 import struct
+import threading
 from typing import Any
 
 from gunicorn import util  # type: ignore[import-untyped]
 
 from service.config import InvalidSetting, ServiceConfig
+from service.web.admin import AdminServer
 from service.web.problems import problem_bytes
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.29 and later report home by default
@@ -52,7 +55,18 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Say in one line how to call the service, now that it answers."""
+    """Open the admin port, and say in one line how to call the service, now that it answers."""
+    app = worker.wsgi
+    admin = AdminServer(app, _config.host, _config.admin_port) if _config.admin_port else None
+    end = signal.getsignal(signal.SIGTERM)
+
+    def drain(number: int, frame: Any) -> None:
+        app.extensions["draining"].set()
+        if admin is not None:  # in a thread: this one may be in the midst of anything
+            threading.Thread(target=admin.close, daemon=True).start()
+        end(number, frame)
+
+    signal.signal(signal.SIGTERM, drain)
     host, port = worker.sockets[0].getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     command = (

@@ -4,6 +4,7 @@ Stateless: nothing outlives a request but the engine.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -62,7 +63,7 @@ def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
     config : ServiceConfig
     engine : Engine, optional
         What composes; started by `config` if left out. It is found again as `app.extensions["engine"]`, and whoever runs the
-        application closes it.
+        application closes it; before, it sets the event `app.extensions["draining"]`, and /readyz says so.
 
     Raises
     ------
@@ -84,8 +85,9 @@ def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False  # or //generate would be answered with a redirection in HTML
     app.extensions["engine"] = engine
+    app.extensions["draining"] = draining = threading.Event()  # set by whoever runs the application when it is told to stop
     contract = Contract.load()
-    handlers = _handlers(config, contract, engine)
+    handlers = _handlers(config, contract, engine, draining)
     contract.check_handlers(handlers)
     for name, operation in contract.operations.items():
         app.add_url_rule(operation.path, name, handlers[name], methods=[operation.method])
@@ -93,7 +95,9 @@ def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
     return app
 
 
-def _handlers(config: ServiceConfig, contract: Contract, engine: Engine) -> dict[str, Callable[[], Response]]:
+def _handlers(
+    config: ServiceConfig, contract: Contract, engine: Engine, draining: threading.Event
+) -> dict[str, Callable[[], Response]]:
     """Return a handler for each operation, by operationId."""
     info = engine.info
     player = Player.from_metadata(info.name, info.metadata)
@@ -121,6 +125,8 @@ def _handlers(config: ServiceConfig, contract: Contract, engine: Engine) -> dict
         return _json({"status": "alive"})
 
     def ready() -> Response:
+        if draining.is_set():
+            raise EngineFailed("the service is stopping")
         if not engine.ready:
             raise EngineFailed("the engine is starting")
         return _json({"status": "ready", "model": info.name, "provider": info.provider})

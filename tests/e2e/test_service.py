@@ -5,16 +5,20 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from bisect import bisect
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from statistics import median
 
+import httpx
 import mido
 import pretty_midi
 import pytest
 import symusic
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import CLIENT_TIMEOUT_S, ROOT, free_port, running, wait_until
 
@@ -287,12 +291,46 @@ def test_a_deadline_that_passes_is_said(tmp_path):
         assert any(answer.status_code == 504 for answer in answers)
 
 
+def test_the_admin_port_answers_while_every_thread_is_busy(tmp_path):
+    settings = {"NOCTURNE_CORES": "1", "NOCTURNE_SLOTS": "1", "NOCTURNE_QUEUE": "1", "NOCTURNE_THREADS": "3"}
+    admin_port = free_port()
+    with running(tmp_path / "log", ADMIN_PORT=str(admin_port), **settings) as service, ExitStack() as stack:
+        admin = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{admin_port}", timeout=CLIENT_TIMEOUT_S))
+        assert admin.get("/readyz").json()["status"] == "ready"
+        assert admin.get("/metrics").text.startswith("# HELP nocturne_")
+        for path in ("/generate", "/models", "/"):
+            assert admin.get(path).status_code == 404
+            assert admin.get(path).headers["Content-Type"] == "application/problem+json"
+        two, half, probe = (stack.enter_context(ExitStack()) for _ in range(3))
+        for seed in range(2):  # one composes, one waits
+            two.enter_context(service.connect()).sendall(request_bytes(seed=seed, length=4096, end=False))
+        assert wait_until(lambda: admin_metrics(admin)["nocturne_requests_pending"] == 2)
+        half.enter_context(service.connect()).sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        connection = probe.enter_context(service.connect())
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert admin.get("/livez").status_code == 200
+        assert not select.select([connection], [], [], 0)[0], "a thread was free after all"
+
+
+def admin_metrics(admin: httpx.Client) -> dict[str, float]:
+    families = text_string_to_metric_families(admin.get("/metrics").text)
+    return {sample.name: sample.value for family in families for sample in family.samples}
+
+
 def test_sigterm_lets_what_is_under_way_come_to_its_end(tmp_path):
-    with running(tmp_path / "log") as service, service.connect() as connection, io.BytesIO() as answer:
+    admin_port = free_port()
+    with (
+        running(tmp_path / "log", ADMIN_PORT=str(admin_port)) as service,
+        service.connect() as connection,
+        io.BytesIO() as answer,
+    ):
+        assert httpx.get(f"http://127.0.0.1:{admin_port}/readyz").status_code == 200
         assert service.http.get("/livez").status_code == 200
         connection.sendall(request_bytes(seed=1, length=4096, end=False))
         select.select([connection], [], [], 0.3)  # enough for gunicorn to take the request
         service.process.send_signal(signal.SIGTERM)
+        assert wait_until(lambda: is_refused(admin_port)), "it still says that it is ready"
+        assert not select.select([connection], [], [], 0)[0], "readiness was to drop before the last answer"
         while data := connection.recv(65536):
             answer.write(data)
         assert answer.getvalue().startswith(b"HTTP/1.1 200 ")
@@ -300,6 +338,14 @@ def test_sigterm_lets_what_is_under_way_come_to_its_end(tmp_path):
         assert service.process.wait(CLIENT_TIMEOUT_S) == 0
         with pytest.raises(ConnectionRefusedError):
             service.connect()
+
+
+def is_refused(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=CLIENT_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,22 @@ def test_defaults_hold_where_nothing_is_set_or_the_value_is_empty():
 
 def test_every_variable_is_read():
     given = {
-        "HOST": "::1", "PORT": "9000", "NOCTURNE_MODEL_DIR": "/models", "NOCTURNE_MODEL": "piano", "NOCTURNE_PROVIDER": "cpu",
-        "NOCTURNE_PRECISION": "float32", "NOCTURNE_CORES": "3", "NOCTURNE_SLOTS": "4", "NOCTURNE_QUEUE": "8",
-        "NOCTURNE_CHUNK": "2", "NOCTURNE_DEADLINE_S": "5", "NOCTURNE_MAX_BODY_BYTES": "2048", "NOCTURNE_THREADS": "21",
-    }  # fmt: skip
-    assert read(**given) == ServiceConfig("::1", 9000, Path("/models"), "piano", "cpu", "float32", 3, 4, 8, 2, 5, 2048, 21)
+        "HOST": "::1",
+        "PORT": "9000",
+        "ADMIN_PORT": "9001",
+        "NOCTURNE_MODEL_DIR": "/models",
+        "NOCTURNE_MODEL": "piano",
+        "NOCTURNE_PROVIDER": "cpu",
+        "NOCTURNE_PRECISION": "float32",
+        "NOCTURNE_CORES": "3",
+        "NOCTURNE_SLOTS": "4",
+        "NOCTURNE_QUEUE": "8",
+        "NOCTURNE_CHUNK": "2",
+        "NOCTURNE_DEADLINE_S": "5",
+        "NOCTURNE_MAX_BODY_BYTES": "2048",
+        "NOCTURNE_THREADS": "21",
+    }
+    assert read(**given) == ServiceConfig("::1", 9000, 9001, Path("/models"), "piano", "cpu", "float32", 3, 4, 8, 2, 5, 2048, 21)
     assert read(**given).bind == "[::1]:9000"
     assert set(given) == {field.metadata["variable"] for field in fields(ServiceConfig)}
 
