@@ -14,6 +14,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,20 +59,24 @@ def running_server(command: Sequence[str], settings: Mapping[str, str], port: in
     """Run a server until the block ends; yields the id of its process once it answers on `ready_path`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("NOCTURNE_")}
     environment = {**inherited, **settings}
-    # A group of its own, so that nothing which it started can outlive it.
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    try:
-        _await_ready(port, process, ready_path)
-        yield process.pid
-    finally:
-        process.terminate()
+    # What it logs is written as in earnest, and thrown away. A group of its own, so that nothing it started can outlive it.
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+        )
         try:
-            process.wait(END_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            pass
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            if not _is_ready(port, process, ready_path):
+                log.seek(0)
+                said = log.read().decode(errors="replace")[-2000:]
+                raise RuntimeError(f"no answer on {ready_path}: the server ended with {process.poll()}, or is too slow; {said}")
+            yield process.pid
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_LIMIT_S)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextmanager
@@ -87,18 +92,19 @@ def running_service(model: Path) -> Iterator[tuple[int, int]]:
         yield port, pid
 
 
-def _await_ready(port: int, process: "subprocess.Popen[bytes]", path: str) -> None:
+def _is_ready(port: int, process: "subprocess.Popen[bytes]", path: str) -> bool:
+    """Return whether a server answers on a path, which it may take a while to do."""
     give_up = time.monotonic() + START_LIMIT_S
     while time.monotonic() < give_up and process.poll() is None:
         try:
             with closing(HTTPConnection(HOST, port, timeout=5)) as connection:
                 connection.request("GET", path)
                 if connection.getresponse().status == 200:
-                    return
+                    return True
         except (OSError, HTTPException):
             pass
         time.sleep(0.05)
-    raise RuntimeError(f"no answer on {path}: the server ended with {process.poll()}, or needs more than {START_LIMIT_S:g} s")
+    return False
 
 
 def start_bare(model: Path) -> Engine:

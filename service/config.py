@@ -62,6 +62,8 @@ class ServiceConfig:
         Seconds that a request may take.
     max_body_bytes : int
         Largest request body.
+    access_log : str
+        "json": a line for each request, on the standard error stream.
     threads : int
         Threads of gunicorn, one for each request in flight; 0 means `cores * slots + max_waiting + SPARE_THREADS`.
     """
@@ -94,6 +96,8 @@ class ServiceConfig:
         "NOCTURNE_DEADLINE_S", "seconds", "a request may take before it is answered 504", 1, 3600))
     max_body_bytes: int = field(default=2**20, metadata=_about(
         "NOCTURNE_MAX_BODY_BYTES", "bytes", "of a request body, which bounds what a request costs to read", 1024, 2**30))
+    access_log: str = field(default="json", metadata=_about(
+        "NOCTURNE_ACCESS_LOG", "json or off", "a line for each request, on stderr; without probes", choices=("json", "off")))
     threads: int = field(default=0, metadata=_about(
         "NOCTURNE_THREADS", "threads", "one a request in flight; more than queue and slots together, so that the queue "
         f"refuses and not the threads; 0 means both and {SPARE_THREADS} more", 0, 200_000))

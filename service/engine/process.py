@@ -321,5 +321,5 @@ _ERRORS = {"timeout": GenerationTimeout, "overloaded": EngineOverloaded, "failed
 
 def _result(message: Message) -> Composition | Exception:
     if message["kind"] == "composition":
-        return Composition(message["tokens"], message["ended"])
+        return Composition(message["tokens"], message["ended"], message["queue_s"], message["compose_s"])
     return _ERRORS[message["error"]](message["detail"])

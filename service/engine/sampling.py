@@ -118,10 +118,14 @@ class Composition:
         piece ended at its barline.
     ended : bool
         Whether the piece came to its end: at its barline, or with the last of the notes that the model was told of.
+    queue_s, compose_s : float
+        Seconds that it waited for a row, and that it had one.
     """
 
     tokens: TokenArray
     ended: bool
+    queue_s: float = 0.0
+    compose_s: float = 0.0
 
 
 class UniformStream:

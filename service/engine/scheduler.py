@@ -31,10 +31,11 @@ class ChunkModel(Protocol):
 
 
 class Outcome(NamedTuple):
-    """How a sequence ended."""
+    """How a sequence ended; `started` is when it was given a row, None if it never was."""
 
     id: int
     result: Composition | NocturneError
+    started: float | None = None
 
 
 class Waiting(NamedTuple):
@@ -52,6 +53,7 @@ class _Row:
     id: int
     sequence: Sequence
     deadline: float
+    started: float
     stream: UniformStream
     done: int = 0  # tokens so far, the forced ones included
     notes: int = 0  # composed so far
@@ -166,7 +168,7 @@ class Scheduler:
         self._cancelled.clear()
         if gone:
             self._free([i for i, row in enumerate(self._running) if row.id in gone])
-        self._join()
+        self._join(now)
         return [Outcome(id, GenerationTimeout("the deadline passed before the last note was composed")) for id in expired]
 
     def compose(self) -> list[Outcome]:
@@ -188,12 +190,12 @@ class Scheduler:
                 continue
             result = self._collect(row, composed)
             if result is not None:
-                outcomes.append(Outcome(row.id, result))
+                outcomes.append(Outcome(row.id, result, row.started))
                 ended.append(i)
         self._free(ended)
         return outcomes
 
-    def _join(self) -> None:
+    def _join(self, now: float) -> None:
         # Not more than this batch's share of all there is: who comes first does not take what another core would begin at once.
         total = len(self._queue) + sum(scheduler.running for scheduler in self._group)
         share = min(self._slots, -(-total // len(self._group)))
@@ -203,7 +205,7 @@ class Scheduler:
             self._rows.start(row, sequence.bar_offset)
             for name, value in self._constants(sequence).items():
                 self._inputs[name][row] = value
-            self._running.append(_Row(id, sequence, deadline, UniformStream(sequence.random_seed)))
+            self._running.append(_Row(id, sequence, deadline, now, UniformStream(sequence.random_seed)))
 
     def _constants(self, sequence: Sequence) -> dict[str, NDArray[Any]]:
         params = sequence.params

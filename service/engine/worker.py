@@ -49,6 +49,7 @@ class Worker:
         self._changed = threading.Condition()  # guards the schedulers, but for what each composes
         self._sending = threading.Lock()
         self._load = Load()
+        self._taken: dict[int, float] = {}  # when each sequence came
 
     def serve(self) -> None:
         """Read messages; compose in threads of its own.
@@ -67,13 +68,15 @@ class Worker:
         with self._changed:
             if message["kind"] == "cancel":
                 self._schedulers[0].cancel(message["id"])
+                self._taken.pop(message["id"], None)
             else:
+                self._taken[message["id"]] = time.monotonic()
                 left = message["left_s"]
                 deadline = float("inf") if left is None else time.monotonic() + left
                 try:
                     self._schedulers[0].add(message["id"], read_sequence(message), deadline)
                 except EngineOverloaded as error:
-                    self._send(_outcome_message(Outcome(message["id"], error)))
+                    self._send(self._outcome_message(Outcome(message["id"], error)))
             self._changed.notify_all()
 
     def _compose(self, scheduler: Scheduler) -> None:
@@ -94,7 +97,7 @@ class Worker:
 
     def _report(self, outcomes: list[Outcome], scheduler: Scheduler) -> None:
         for outcome in outcomes:
-            self._send(_outcome_message(outcome))
+            self._send(self._outcome_message(outcome))
         with self._sending:  # whoever comes last has seen what all others did
             load = Load(
                 running=sum(one.running for one in self._schedulers),
@@ -106,17 +109,19 @@ class Worker:
                 self._load = load
                 self._connection.send_bytes(pack({"kind": "load", **asdict(load)}))
 
+    def _outcome_message(self, outcome: Outcome) -> Message:
+        result, now = outcome.result, time.monotonic()
+        taken = self._taken.pop(outcome.id, now)
+        if isinstance(result, Composition):
+            started = now if outcome.started is None else outcome.started
+            times = {"queue_s": started - taken, "compose_s": now - started}
+            return {"kind": "composition", "id": outcome.id, "tokens": result.tokens, "ended": result.ended, **times}
+        names = {GenerationTimeout: "timeout", EngineOverloaded: "overloaded"}
+        return {"kind": "error", "id": outcome.id, "error": names.get(type(result), "failed"), "detail": str(result)}
+
     def _send(self, message: Message) -> None:
         with self._sending:
             self._connection.send_bytes(pack(message))
-
-
-def _outcome_message(outcome: Outcome) -> Message:
-    result = outcome.result
-    if isinstance(result, Composition):
-        return {"kind": "composition", "id": outcome.id, "tokens": result.tokens, "ended": result.ended}
-    names = {GenerationTimeout: "timeout", EngineOverloaded: "overloaded"}
-    return {"kind": "error", "id": outcome.id, "error": names.get(type(result), "failed"), "detail": str(result)}
 
 
 def main() -> None:

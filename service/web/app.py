@@ -25,6 +25,7 @@ from service.errors import (
     NocturneError,
     Violation,
 )
+from service.web.access import ASKED, server_timing, trace_requests
 from service.web.answers import negotiate, respond
 from service.web.body import read_json
 from service.web.compose import assemble, make_sequence
@@ -92,6 +93,7 @@ def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
     for name, operation in contract.operations.items():
         app.add_url_rule(operation.path, name, handlers[name], methods=[operation.method])
     _handle_errors(app, config)
+    trace_requests(app, log=config.access_log == "json")
     return app
 
 
@@ -104,12 +106,21 @@ def _handlers(
     docs, metrics, watcher = DocsPage(contract.document), Metrics(engine), ClientWatcher(engine.cancel)
 
     def compose(operation: str, read_fields: Callable[[], Any]) -> Response:
+        started = time.perf_counter()
         media_type = negotiate(request)
-        asked = GenerateRequest.from_fields(contract.check(operation, read_fields()), player)
+        fields = contract.check(operation, read_fields())
+        request.environ[ASKED] = {name: value for name, value in fields.items() if not isinstance(value, list)}
+        asked = GenerateRequest.from_fields(fields, player)
         deadline = time.monotonic() + config.deadline_s
         future = engine.submit(make_sequence(asked), deadline)
+        read = time.perf_counter()
         composition = wait_for(engine, future, deadline, request.environ.get("gunicorn.socket"), watcher)
-        return respond(assemble(asked, composition, player), media_type, asked.repeatable)
+        composed = time.perf_counter()
+        response = respond(assemble(asked, composition, player), media_type, asked.repeatable)
+        seconds = {"read": read - started, "queue": composition.queue_s, "compose": composition.compose_s}
+        seconds |= {"write": time.perf_counter() - composed, "total": time.perf_counter() - started}
+        response.headers["Server-Timing"] = server_timing({name: 1000 * value for name, value in seconds.items()})
+        return response
 
     def generate() -> Response:
         return compose("generate", lambda: read_json(request, config.max_body_bytes))

@@ -50,6 +50,13 @@ def test_get_and_post_compose_the_same_bytes_again_and_again(service):
     assert service.compose(seed=43, length=64).content != first.content
 
 
+def test_the_answer_says_where_its_time_went(service):
+    timing = service.compose(seed=1, length=200).headers["Server-Timing"]
+    parts = {name: float(value) for name, _, value in (part.partition(";dur=") for part in timing.split(", "))}
+    assert 0 < parts["compose"] <= parts["total"]
+    assert sum(parts.values()) - parts["total"] <= parts["total"] + 0.5  # each is rounded
+
+
 def test_a_crowd_gets_what_each_gets_alone(service):
     asked = [
         {"seed": seed, "length": 20 + 7 * seed, "temperature": seed % 3 / 2, "min_p": 0.01 * seed, "end": seed % 2 == 0}

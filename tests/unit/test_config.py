@@ -31,9 +31,12 @@ def test_every_variable_is_read():
         "NOCTURNE_CHUNK": "2",
         "NOCTURNE_DEADLINE_S": "5",
         "NOCTURNE_MAX_BODY_BYTES": "2048",
+        "NOCTURNE_ACCESS_LOG": "off",
         "NOCTURNE_THREADS": "21",
     }
-    assert read(**given) == ServiceConfig("::1", 9000, 9001, Path("/models"), "piano", "cpu", "float32", 3, 4, 8, 2, 5, 2048, 21)
+    assert read(**given) == ServiceConfig(
+        "::1", 9000, 9001, Path("/models"), "piano", "cpu", "float32", 3, 4, 8, 2, 5, 2048, "off", 21
+    )
     assert read(**given).bind == "[::1]:9000"
     assert set(given) == {field.metadata["variable"] for field in fields(ServiceConfig)}
 

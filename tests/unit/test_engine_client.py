@@ -34,6 +34,7 @@ class FakeProcess:
             message = unpack(self.connection.recv_bytes())
             tokens = np.ones((length, len(FIELDS)), np.int32)
             composition = {"kind": "composition", "id": message["id"], "tokens": tokens, "ended": False}
+            composition |= {"queue_s": 0.0, "compose_s": 0.0}
             self.connection.send_bytes(pack(composition))
 
     def terminate(self) -> None:

@@ -128,7 +128,7 @@ def compose_with(model: OnnxModel, wishes: list[Wish]) -> list[Composed]:
         scheduler.add(number, sequence, float("inf"))
     results: dict[int, Composition] = {}
     while scheduler.running or scheduler.waiting:
-        for number, result in scheduler.step(0.0):
+        for number, result, _ in scheduler.step(0.0):
             if not isinstance(result, Composition):
                 raise EngineFailed(f"piece {number} was not composed: {result}")
             results[number] = result
