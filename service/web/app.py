@@ -88,22 +88,29 @@ def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
     app.extensions["engine"] = engine
     app.extensions["draining"] = draining = threading.Event()  # set by whoever runs the application when it is told to stop
     contract = Contract.load()
-    handlers = _handlers(config, contract, engine, draining)
+    metrics = Metrics(engine)
+    handlers = _handlers(config, contract, engine, draining, metrics)
     contract.check_handlers(handlers)
     for name, operation in contract.operations.items():
         app.add_url_rule(operation.path, name, handlers[name], methods=[operation.method])
     _handle_errors(app, config)
+
+    @app.after_request
+    def count(response: Response) -> Response:
+        metrics.count(request.endpoint or "none", response.status_code)
+        return response
+
     trace_requests(app, log=config.access_log == "json")
     return app
 
 
 def _handlers(
-    config: ServiceConfig, contract: Contract, engine: Engine, draining: threading.Event
+    config: ServiceConfig, contract: Contract, engine: Engine, draining: threading.Event, metrics: Metrics
 ) -> dict[str, Callable[[], Response]]:
     """Return a handler for each operation, by operationId."""
     info = engine.info
     player = Player.from_metadata(info.name, info.metadata)
-    docs, metrics, watcher = DocsPage(contract.document), Metrics(engine), ClientWatcher(engine.cancel)
+    docs, watcher = DocsPage(contract.document), ClientWatcher(engine.cancel)
 
     def compose(operation: str, read_fields: Callable[[], Any]) -> Response:
         started = time.perf_counter()
@@ -119,6 +126,7 @@ def _handlers(
         response = respond(assemble(asked, composition, player), media_type, asked.repeatable)
         seconds = {"read": read - started, "queue": composition.queue_s, "compose": composition.compose_s}
         seconds |= {"write": time.perf_counter() - composed, "total": time.perf_counter() - started}
+        metrics.time(composition, seconds["total"])
         response.headers["Server-Timing"] = server_timing({name: 1000 * value for name, value in seconds.items()})
         return response
 

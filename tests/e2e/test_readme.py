@@ -95,3 +95,11 @@ def test_no_figure_was_left_to_be_filled_in(name: str) -> None:
     assert not re.findall(
         r"\b(?:[A-Z]+_(?:TABLE|MACHINE|RESULT)|BASELINES|SHIPPED|TODO)\b", (ROOT / name).read_text(encoding="utf-8")
     )
+
+
+def test_every_metric_stands_in_the_readme(service) -> None:
+    service.compose(seed=1, length=4)
+    text = service.http.get("/metrics").text
+    names = {line.split()[2] for line in text.splitlines() if line.startswith("# HELP")}
+    assert len(names) >= 12
+    assert not [name for name in sorted(names) if f"`{name}`" not in README and not name.endswith("_created")]
