@@ -38,7 +38,12 @@ class Service:
         return {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
 
     def engine_pid(self) -> int:
-        """Return the id of the process that composes."""
+        """Return the id of the one process that composes."""
+        (pid,) = self.engine_pids()
+        return pid
+
+    def engine_pids(self) -> set[int]:
+        """Return the ids of the processes that compose: while a worker takes over from another one, each has its own."""
         parents, engines = {}, []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -49,8 +54,7 @@ class Service:
             parents[pid] = int(status.rpartition(")")[2].split()[1])
             if b"service.engine.worker" in command:
                 engines.append(pid)
-        (engine,) = (pid for pid in engines if parents[parents[pid]] == self.process.pid)
-        return engine
+        return {pid for pid in engines if parents.get(parents[pid]) == self.process.pid}
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=CLIENT_TIMEOUT_S)

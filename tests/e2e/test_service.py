@@ -347,6 +347,20 @@ def test_sigterm_lets_what_is_under_way_come_to_its_end(tmp_path):
             service.connect()
 
 
+def test_sighup_replaces_the_worker_and_no_request_is_lost(tmp_path):
+    asked = [{"seed": seed, "length": 200 + 10 * seed, "end": False} for seed in range(16)]
+    with running(tmp_path / "log", NOCTURNE_CORES="1", NOCTURNE_SLOTS="8") as service, ThreadPoolExecutor(16) as crowd:
+        expected = [service.compose(**fields).content for fields in asked]
+        before = service.engine_pids()
+        answers = [crowd.submit(lambda fields: service.compose(**fields), fields) for fields in asked * 3]
+        assert wait_until(lambda: sum(answer.done() for answer in answers) >= 3)
+        service.process.send_signal(signal.SIGHUP)
+        assert [answer.result().status_code for answer in answers] == [200] * len(answers)
+        assert [answer.result().content for answer in answers] == expected * 3
+        assert wait_until(lambda: service.engine_pids() and not service.engine_pids() & before), "the old engine still runs"
+        assert service.compose(**asked[0]).content == expected[0]
+
+
 def is_refused(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=CLIENT_TIMEOUT_S).close()
