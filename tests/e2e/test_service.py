@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from bisect import bisect
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from statistics import median
@@ -286,6 +287,27 @@ def test_a_full_queue_is_said_at_once_and_nothing_else_is_refused(tmp_path):
         for refused in (answer for answer in answers if answer.status_code == 503):
             assert refused.headers["Retry-After"]
             assert refused.headers["Content-Type"] == "application/problem+json"
+
+
+def test_four_times_what_fits_is_answered_right_or_refused_at_once(tmp_path):
+    admin_port = free_port()
+    settings = {"NOCTURNE_CORES": "1", "NOCTURNE_SLOTS": "2", "NOCTURNE_QUEUE": "6", "ADMIN_PORT": str(admin_port)}
+    asked = [{"seed": seed, "length": 150, "end": False} for seed in range(8)]
+    with running(tmp_path / "log", **settings) as service, ThreadPoolExecutor(32) as crowd:
+        expected = [service.compose(**fields).content for fields in asked]
+        answers = [crowd.submit(lambda fields: service.compose(**fields), asked[i % 8]) for i in range(160)]
+        while not all(answer.done() for answer in answers):
+            assert httpx.get(f"http://127.0.0.1:{admin_port}/livez", timeout=CLIENT_TIMEOUT_S).status_code == 200
+            assert service.metrics()["nocturne_requests_pending"] <= 8
+        statuses = Counter(answer.result().status_code for answer in answers)
+        assert set(statuses) == {200, 503}
+        for i, answer in enumerate(answer.result() for answer in answers):
+            if answer.status_code == 200:
+                assert answer.content == expected[i % 8]
+            else:
+                assert answer.headers["Retry-After"]
+        assert wait_until(lambda: service.metrics()["nocturne_slots_in_use"] == 0)
+        assert service.metrics()["nocturne_requests_pending"] == 0
 
 
 def test_a_deadline_that_passes_is_said(tmp_path):
