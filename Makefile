@@ -48,7 +48,7 @@ evaluate: $(VENV)/.all  ## nats per note of RUN beside the baselines
 	$(bin)/python -m training evaluate $(RUN) --data data/train.npz --baselines data/train.npz
 
 export: $(VENV)/.all  ## RUN -> MODEL.onnx and its card
-	$(bin)/python -m training export $(RUN) --out $(MODEL) --attribution "$(ATTRIBUTION)"
+	$(bin)/python -m training export $(RUN) --out $(MODEL) --data data/train.npz --attribution "$(ATTRIBUTION)"
 
 report: $(VENV)/.all  ## what MODEL's music is like beside that of data/train.npz: pictures, and a part of its card
 	$(bin)/python -m training report $(MODEL).onnx --data data/train.npz

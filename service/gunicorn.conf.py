@@ -12,6 +12,7 @@ import threading
 from typing import Any
 
 from gunicorn import util  # type: ignore[import-untyped]
+from gunicorn.errors import AppImportError  # type: ignore[import-untyped]
 
 from service.config import InvalidSetting, ServiceConfig
 from service.web.admin import AdminServer
@@ -57,7 +58,10 @@ def post_fork(server: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Open the admin port, and say in one line how to call the service, now that it answers."""
     app = worker.wsgi
-    admin = AdminServer(app, _config.host, _config.admin_port) if _config.admin_port else None
+    try:
+        admin = AdminServer(app, _config.host, _config.admin_port) if _config.admin_port else None
+    except OSError as error:
+        raise AppImportError(f"`ADMIN_PORT` must be free; {_config.admin_port} is not: {error}") from None
     end = signal.getsignal(signal.SIGTERM)
 
     def drain(number: int, frame: Any) -> None:

@@ -87,25 +87,28 @@ def export(run: Path, out: Path, licence: str, attribution: str, data: Path | No
     first = build_graph(network, {METADATA_KEY: json.dumps(metadata)})
     parity = check_parity(network, first.SerializeToString())
     # So that any copy of a file can be checked later, without the checkpoint.
-    corpus = {
-        "corpus_piece": CORPUS_PIECE,
-        "corpus_nats_per_note": score_dataset(network, corpus_dataset(), with_conditions=False).nats_per_note,
-    }
-    metadata["parity"] = {"max_error_nats": parity.max_error, "values": parity.values, **corpus}
+    corpus = corpus_dataset()
+    corpus_nats = score_dataset(network, corpus, with_conditions=False).nats_per_note
+    of_corpus = {"corpus_piece": CORPUS_PIECE, "corpus_nats_per_note": corpus_nats}
+    metadata["parity"] = {"max_error_nats": parity.max_error, "values": parity.values, **of_corpus}
     graph = build_graph(network, {METADATA_KEY: json.dumps(metadata)}).SerializeToString()
-    ranges = activation_ranges(network, _for_calibration(data))
+    calibration, compared, pieces = corpus, corpus, CORPUS_PIECE
+    if data is not None:
+        dataset = load_dataset(data)
+        calibration, compared = _for_calibration(dataset.select("train")), dataset.select("valid")
+        pieces = f"valid split of {data.name}, {len(compared.pieces)} pieces"
+    ranges = activation_ranges(network, calibration)
     described = {**metadata, "precision": "int8"}
-    int8_parity = compare_int8(network, _int8_graph(network, described, ranges), data)
-    described["parity"] = {**asdict(int8_parity), **corpus}
+    int8_parity = compare_int8(network, _int8_graph(network, described, ranges), compared, pieces)
+    described["parity"] = {**asdict(int8_parity), **of_corpus}
     path, int8_path = (out.with_name(out.name.removesuffix(".onnx") + ending) for ending in (".onnx", ".int8.onnx"))
     good = abs(int8_parity.difference) <= INT8_TOLERANCE
+    int8_path.unlink(missing_ok=True)  # first: stopped here, no two forms of different networks lie side by side
     with write_atomically(path) as file:
         file.write(graph)
     if good:
         with write_atomically(int8_path) as file:
             file.write(_int8_graph(network, described, ranges))
-    else:
-        int8_path.unlink(missing_ok=True)
     exported = Exported(path, parity, int8_path if good else None, int8_parity)
     save_weights(path.with_suffix(".pt"), content)
     card = write_model_card(path, exported.int8_path, metadata, int8_parity, content, evaluation)
@@ -122,11 +125,8 @@ def _int8_graph(network: Network, metadata: Mapping[str, Any], ranges: Mapping[s
     return serialized
 
 
-def _for_calibration(data: Path | None) -> Dataset:
+def _for_calibration(train: Dataset) -> Dataset:
     """Return the pieces whose values int8 must have room for."""
-    if data is None:
-        return corpus_dataset()
-    train = load_dataset(data).select("train")
     every = max(1, len(train.pieces) // CALIBRATION_PIECES)
     return Dataset(train.pieces[::every], train.infos[::every], train.conditions)
 

@@ -19,7 +19,7 @@ from service.music.piece import RESOLUTION, TimeSignature
 from service.music.representation import CONTROL, FIELDS, EncodedPiece, encode_piece, time_signature_index
 from training.batches import Told, make_batch, prepare_piece
 from training.conditions import bars_left_class, notes_left_class
-from training.data import Dataset, PieceInfo, condition_values, load_dataset, piece_condition_names
+from training.data import Dataset, PieceInfo, condition_values, piece_condition_names
 from training.import_music import corpus_file, read_music_file
 from training.model import Network
 from training.scoring import score_dataset, score_exported
@@ -70,10 +70,8 @@ class Int8Parity:
     pieces: str
 
 
-def compare_int8(network: Network, serialized: bytes, data: Path | None) -> Int8Parity:
-    """Score the valid split of a training file, or CORPUS_PIECE without one, with an int8 graph and with PyTorch."""
-    dataset = corpus_dataset() if data is None else load_dataset(data).select("valid")
-    pieces = CORPUS_PIECE if data is None else f"valid split of {data.name}, {len(dataset.pieces)} pieces"
+def compare_int8(network: Network, serialized: bytes, dataset: Dataset, pieces: str) -> Int8Parity:
+    """Score a dataset with an int8 graph and with PyTorch; `pieces` says which it is."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
         path.write_bytes(serialized)

@@ -3,6 +3,11 @@
 import ctypes
 
 
+def runs_on_gpu(provider: str) -> bool:
+    """Return whether a model runs on a GPU: asked for by "cuda", or there for "auto"."""
+    return provider == "cuda" or (provider == "auto" and cuda_devices() > 0)
+
+
 def cuda_devices() -> int:
     """Return how many CUDA devices the driver sees; 0 without a driver."""
     try:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from service.engine.cuda import CudaModel
-from service.engine.devices import cuda_devices
+from service.engine.devices import cuda_devices, runs_on_gpu
 from service.engine.model import OnnxModel
 from service.errors import ModelMismatch
 
@@ -25,9 +25,9 @@ def load_model(path: Path, provider: str, slots: int, chunk: int) -> OnnxModel |
     ModelMismatch
         If the model cannot run, or if CUDA was asked for and is not there.
     """
-    # Asked of the driver itself: onnxruntime, asked for CUDA where there is none, quietly runs on the CPU.
-    if provider == "cpu" or (provider == "auto" and cuda_devices() == 0):
+    if not runs_on_gpu(provider):
         return OnnxModel(path)
+    # Asked of the driver itself: onnxruntime, asked for CUDA where there is none, quietly runs on the CPU.
     if cuda_devices() == 0:
         raise ModelMismatch("CUDA was asked for, but this machine has no CUDA device or driver")
     return CudaModel(path, slots, chunk)

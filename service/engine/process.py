@@ -43,7 +43,7 @@ class EngineConfig:
     model_path : Path
         The .onnx file.
     cores : int
-        Batches that are composed at the same time, each by a thread of its own; on a GPU there is one.
+        Batches that are composed at the same time, each by a thread of its own; 1 on a GPU.
     slots : int
         Sequences side by side in each.
     chunk : int

@@ -143,11 +143,9 @@ def main() -> None:
         connection.send_bytes(pack({"kind": "failed", "error": str(error)}))
         return
     info = model.info
-    # A GPU has one queue of work; cores are for the CPU.
-    cores = options.cores if info.provider == "cpu" else 1
     connection.send_bytes(pack({"kind": "ready", "name": info.name, "metadata": dict(info.metadata), "provider": info.provider}))
     try:
-        Worker(connection, model, cores, options.slots, options.chunk, options.max_waiting).serve()
+        Worker(connection, model, options.cores, options.slots, options.chunk, options.max_waiting).serve()
     except (EOFError, OSError):
         log.info("the service has gone; ending")
         os._exit(0)  # whatever the schedulers are doing

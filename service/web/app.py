@@ -14,7 +14,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from service.config import ServiceConfig
-from service.engine.devices import cuda_devices
+from service.engine.devices import runs_on_gpu
 from service.engine.process import Engine, start_engine
 from service.errors import (
     EngineFailed,
@@ -74,10 +74,10 @@ def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
         If openapi.yaml and the handlers do not fit together.
     """
     if engine is None:
-        on_gpu = config.provider == "cuda" or (config.provider == "auto" and cuda_devices() > 0)
+        on_gpu = runs_on_gpu(config.provider)
         engine = start_engine(
             config.model_path(on_gpu),
-            cores=config.cores,
+            cores=1 if on_gpu else config.cores,  # a GPU has one queue of work
             slots=config.slots,
             chunk=config.chunk,
             max_waiting=config.max_waiting,

@@ -7,13 +7,13 @@ import threading
 import mido
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.errors import EngineOverloaded
 from service.music.keys import KEY_NAMES
 from service.music.midi import read_midi
 from service.music.piece import RESOLUTION, KeySignature, TimeSignature
 from service.music.representation import tempo_index, time_signature_index
+from tests.metrics import families, plain_values
 
 
 def as_json(client, **fields):
@@ -263,9 +263,9 @@ def test_metrics_say_what_the_engine_does(client, engine):
     def metrics() -> dict[str, float]:
         response = client.get("/metrics")
         assert response.content_type.startswith("text/plain; version=0.0.4")
-        families = list(text_string_to_metric_families(response.get_data(as_text=True)))
-        assert all(family.documentation for family in families)
-        return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
+        text = response.get_data(as_text=True)
+        assert all(family.documentation for family in families(text).values())
+        return plain_values(text)
 
     expected = {"engine_ready": 1, "slots_in_use": 3, "queue_length": 2, "requests_pending": 5, "chunks_total": 50}
     expected |= {"notes_composed_total": 700, "requests_cancelled_total": 0, "engine_restarts_total": 1}
@@ -281,16 +281,16 @@ def test_metrics_count_answers_by_operation_and_status_and_time_what_was_compose
     client.get("/nowhere")
     engine.failure = EngineOverloaded("the queue is full")
     client.get("/generate")
-    families = {f.name: f for f in text_string_to_metric_families(client.get("/metrics").get_data(as_text=True))}
+    found = families(client.get("/metrics").get_data(as_text=True))
     counted = {
         (sample.labels["operation"], sample.labels["status"]): sample.value
-        for sample in families["nocturne_requests"].samples
+        for sample in found["nocturne_requests"].samples
         if sample.name.endswith("_total")
     }
     expected = {("generate", "200"): 3, ("generate", "422"): 1, ("generateByQuery", "503"): 1, ("none", "404"): 1}
     assert counted == expected
     for name in ("queue", "compose", "answer"):
-        counts = [s.value for s in families[f"nocturne_{name}_seconds"].samples if s.name.endswith("_count")]
+        counts = [s.value for s in found[f"nocturne_{name}_seconds"].samples if s.name.endswith("_count")]
         assert counts == [3]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+
+from tests.metrics import plain_values
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON = {"Accept": "application/json"}
@@ -34,8 +35,7 @@ class Service:
         return response.json()
 
     def metrics(self) -> dict[str, float]:
-        text = self.http.get("/metrics").text
-        return {sample.name: sample.value for family in text_string_to_metric_families(text) for sample in family.samples}
+        return plain_values(self.http.get("/metrics").text)
 
     def engine_pid(self) -> int:
         """Return the id of the one process that composes."""

@@ -19,9 +19,9 @@ import mido
 import pretty_midi
 import pytest
 import symusic
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import CLIENT_TIMEOUT_S, ROOT, free_port, running, wait_until
+from tests.metrics import plain_values
 
 
 def test_the_answer_is_a_file_that_every_player_opens(service, tmp_path):
@@ -333,17 +333,12 @@ def test_the_admin_port_answers_while_every_thread_is_busy(tmp_path):
         two, half, probe = (stack.enter_context(ExitStack()) for _ in range(3))
         for seed in range(2):  # one composes, one waits
             two.enter_context(service.connect()).sendall(request_bytes(seed=seed, length=4096, end=False))
-        assert wait_until(lambda: admin_metrics(admin)["nocturne_requests_pending"] == 2)
+        assert wait_until(lambda: plain_values(admin.get("/metrics").text)["nocturne_requests_pending"] == 2)
         half.enter_context(service.connect()).sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
         connection = probe.enter_context(service.connect())
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert admin.get("/livez").status_code == 200
         assert not select.select([connection], [], [], 0)[0], "a thread was free after all"
-
-
-def admin_metrics(admin: httpx.Client) -> dict[str, float]:
-    families = text_string_to_metric_families(admin.get("/metrics").text)
-    return {sample.name: sample.value for family in families for sample in family.samples}
 
 
 def test_sigterm_lets_what_is_under_way_come_to_its_end(tmp_path):
@@ -396,12 +391,15 @@ def is_refused(port: int) -> bool:
     [
         ({"NOCTURNE_SLOT": "1"}, "`NOCTURNE_SLOT` is not a setting; did you mean `NOCTURNE_SLOTS`?"),
         ({"NOCTURNE_MODEL": "none"}, "`NOCTURNE_MODEL` must be one of"),
+        ({"ADMIN_PORT": "{PORT}"}, "`ADMIN_PORT` must be free; "),
         ({"NOCTURNE_MODEL_DIR": "/nowhere"}, "`NOCTURNE_MODEL_DIR` must be a folder with exported models (*.onnx); got /nowhere"),
     ],
 )
 def test_a_start_that_cannot_succeed_ends_with_one_sentence(settings, message):
+    port = str(free_port())
+    settings = {name: value.format(PORT=port) for name, value in settings.items()}
     command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]
-    environment = {**os.environ, "PORT": str(free_port()), **settings}
+    environment = {**os.environ, "PORT": port, **settings}
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S)
     assert ended.returncode != 0
     assert message in ended.stderr
