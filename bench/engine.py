@@ -14,10 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from bench.load import draw_jobs
-from bench.shipped import ROOT
+from bench.shipped import add_models
 from bench.tables import finish, show
 from service.engine.model import OnnxModel
 from service.engine.sampling import Sequence as Piece
@@ -120,8 +119,7 @@ WAYS: dict[str, Way] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = [path for name in ("nocturne.int8.onnx", "nocturne.onnx") if (path := ROOT / "exported" / name).exists()]
-    parser.add_argument("models", type=Path, nargs="*", default=models, metavar="MODEL.onnx", help="default: those that ship")
+    add_models(parser)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pieces", type=int, default=192, help="for each core (default %(default)s)")
     options = parser.parse_args()

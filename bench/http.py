@@ -27,7 +27,7 @@ from pathlib import Path
 
 from bench.load import HOST, LONGEST, SHORTEST, Job, Result, Sample, draw_arrivals, draw_jobs, median_result, run_load, summarise
 from bench.processes import Usage, read_usage
-from bench.shipped import ROOT, add_model
+from bench.shipped import INT8, ROOT, add_model, precision
 from bench.tables import finish, show
 from service.config import ServiceConfig
 from service.engine.process import Engine, start_engine
@@ -41,7 +41,6 @@ from service.web.requests import GenerateRequest
 DEFAULTS = ServiceConfig()
 CLIENTS = DEFAULTS.cores * DEFAULTS.slots + 8  # all slots filled, and a few that wait
 OPEN_SHARES = (0.5, 0.8)
-INT8 = ".int8"  # before the .onnx of a model's int8 form
 START_LIMIT_S, END_LIMIT_S = 120.0, 90.0
 HEAD = ("", "notes/s", "requests/s", "p50 ms", "p95 ms", "p99 ms", "errors", "of the engine")
 _NAMES = ("gunicorn", "worker", "engine")  # by depth
@@ -86,7 +85,7 @@ def running_service(model: Path) -> Iterator[tuple[int, int]]:
     where = {"HOST": HOST, "PORT": str(port)}
     name = model.stem.removesuffix(INT8)
     what = {"NOCTURNE_MODEL_DIR": str(model.parent.resolve()), "NOCTURNE_MODEL": name}
-    how = {"NOCTURNE_PROVIDER": "cpu", "NOCTURNE_PRECISION": "float32" if name == model.stem else "int8"}
+    how = {"NOCTURNE_PROVIDER": "cpu", "NOCTURNE_PRECISION": precision(model)}
     command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]
     with running_server(command, where | what | how, port, "/readyz") as pid:
         yield port, pid

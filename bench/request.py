@@ -179,7 +179,7 @@ def _sequence_message(sequence: Sequence) -> Message:
 
 
 def _composition_message(composition: Composition) -> Message:
-    return {"kind": "composition", "id": 1, "tokens": composition.tokens, "ended": composition.ended}
+    return {"kind": "composition", "id": 1, **vars(composition)}
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.roofline_graph import Step, open_session, read_step
-from bench.step import shipped_models
+from bench.shipped import add_models
 from bench.tables import finish, show
 from service.engine.model import OnnxModel
 from service.engine.sampling import Sequence
@@ -227,7 +227,7 @@ def figures(case: Case, machine: Machine) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", type=Path, nargs="*", default=shipped_models(), help="default: those that were exported")
+    add_models(parser)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     cases = [open_case(path, batch) for path in options.models for batch in BATCHES]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bench.shipped import ROOT
+from bench.shipped import ROOT, add_models, precision
 from bench.step_torch import CellStep, EagerStep, Method, Plain, WindowMethod, difference
 from bench.tables import finish, show
 from service.engine.model import OnnxModel
@@ -31,18 +31,8 @@ CHUNK = 16
 STEPS = 320  # tokens in a round, of each method but the window's
 WINDOW_NOTES = 16  # which takes a hundred times as long for one
 WINDOW, EAGER, CELL = "window of 100 notes, 3 x 512", "nn.LSTM step", "hand-written cell step"
-TARGETS = {("int8", WINDOW): 140.0, ("int8", EAGER): 14.0, ("int8", CELL): 4.5, ("fp32", WINDOW): 75.0}
+TARGETS = {("int8", WINDOW): 140.0, ("int8", EAGER): 14.0, ("int8", CELL): 4.5, ("float32", WINDOW): 75.0}
 TOLERANCE = 1e-5  # of the hand-written cell: float32 in another order of summation
-
-
-def shipped_models() -> list[Path]:
-    """Return the exported models, int8 first, those that exist."""
-    return [path for name in ("nocturne.int8.onnx", "nocturne.onnx") if (path := ROOT / "exported" / name).exists()]
-
-
-def precision(model: Path) -> str:
-    """Return in what a model's large products are computed, by its name."""
-    return "int8" if model.stem.endswith(".int8") else "fp32"
 
 
 def count_multiply_adds(network: Network) -> int:
@@ -92,7 +82,7 @@ def speed(method: Callable[[], int]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", type=Path, nargs="*", default=shipped_models(), help="default: those that were exported")
+    add_models(parser)
     parser.add_argument("--weights", type=Path, default=ROOT / "exported" / "nocturne.pt", help="whose products are counted")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

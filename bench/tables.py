@@ -1,11 +1,12 @@
 """How a benchmark shows what it found: a table for people, and JSON as the last line for programs."""
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from service.cores import available_cores
 
 
 def machine() -> str:
@@ -13,7 +14,7 @@ def machine() -> str:
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     flags = next((line.split() for line in _cpuinfo() if line.startswith("flags")), [])
     units = [unit for unit in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if unit in flags]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores, {' '.join(units)}"
+    return f"{names[0] if names else platform.processor()}, {available_cores()} cores, {' '.join(units)}"
 
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -4,7 +4,6 @@ Every setting is a field of `ServiceConfig` whose metadata holds the variable, t
 table and the messages follow from it.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,11 +11,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from service.cores import available_cores
+
 PROVIDERS = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "int8")
 _INT8 = ".int8"  # before the .onnx of a model's int8 form
 SPARE_THREADS = 32  # for probes, documents and refusals while every place in the engine and its queue is taken
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds of processor time in each period, as Docker's --cpus sets it
 _EXPORTED = Path(__file__).resolve().parents[1] / "exported"
 
 # Kubernetes and Docker put variables like NOCTURNE_SERVICE_HOST and NOCTURNE_PORT_8080_TCP_ADDR into every container beside a
@@ -99,8 +99,8 @@ class ServiceConfig:
     access_log: str = field(default="json", metadata=_about(
         "NOCTURNE_ACCESS_LOG", "json or off", "a line for each request, on stderr; without probes", choices=("json", "off")))
     threads: int = field(default=0, metadata=_about(
-        "NOCTURNE_THREADS", "threads", "one a request in flight; more than queue and slots together, so that the queue "
-        f"refuses and not the threads; 0 means both and {SPARE_THREADS} more", 0, 200_000))
+        "NOCTURNE_THREADS", "threads", "one a request in flight; more than the queue and all cores' slots together, so that "
+        f"the queue refuses and not the threads; 0 means these and {SPARE_THREADS} more", 0, 200_000))
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -166,17 +166,6 @@ class ServiceConfig:
             raise InvalidSetting(f"`NOCTURNE_PRECISION` must be {' or '.join(there)} for the model {name}; got {self.precision}")
         wanted = self.precision if self.precision != "auto" else "float32" if on_gpu else "int8"
         return forms[wanted if wanted in there else there[0]]
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use: those it is bound to, or fewer where its control group has a share of them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _CGROUP_LIMIT.read_text().split()
-        share = -(-int(quota) // int(period))
-    except (OSError, ValueError):  # no control groups here, or "max"
-        return cores
-    return max(1, min(cores, share))
 
 
 def _parse(limits: Mapping[str, Any], kind: Any, text: str) -> Any:

@@ -124,9 +124,10 @@ def _progress(shown: bool = True) -> Progress:
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    from service.cores import available_cores
     from training.data import InvalidDataset, save_dataset
     from training.import_music import dataset_sources
-    from training.prepare import default_processes, folder_sources, manifest_sources, prepare
+    from training.prepare import folder_sources, manifest_sources, prepare
 
     if (options.folder is None) == (options.dataset is None):
         raise InvalidDataset("give either a folder or --dataset")
@@ -144,7 +145,7 @@ def _prepare(options: argparse.Namespace) -> None:
         task = progress.add_task("", total=len(sources))
         dataset, summary = prepare(
             sources,
-            options.processes or default_processes(),
+            options.processes or available_cores(),
             lambda s: progress.update(task, advance=1, description=f"{s.notes:,} notes, {len(s.skipped)} skipped"),
         )
     save_dataset(options.out, dataset)

@@ -149,12 +149,12 @@ def _before_the_steps(n: Nodes, network: Network, weights: Mapping[str, Any], ve
     _conditions(n, network, weights)
     free = n.op("Less", "forced", n.ints(0))
     for i, name in enumerate(FIELDS):
-        n.op("Slice", free, n.axes(i), n.axes(i + 1), n.axes(2), name=f"scan_free_{name}")
-        n.op("Slice", "forced", n.axes(i), n.axes(i + 1), n.axes(2), name=f"scan_forced_{name}")
-        n.op("Slice", "uniforms", n.axes(i), n.axes(i + 1), n.axes(2), name=f"scan_uniform_{name}")
-        n.op("Slice", "inverse_temperature", n.axes(i), n.axes(i + 1), n.axes(1), name=f"inverse_temperature_{name}")
+        n.slice(free, i, i + 1, axis=2, name=f"scan_free_{name}")
+        n.slice("forced", i, i + 1, axis=2, name=f"scan_forced_{name}")
+        n.slice("uniforms", i, i + 1, axis=2, name=f"scan_uniform_{name}")
+        n.slice("inverse_temperature", i, i + 1, axis=1, name=f"inverse_temperature_{name}")
     for i, name in enumerate(("metre", "bar", "offset")):
-        n.op("Slice", "metre", n.axes(i), n.axes(i + 1), n.axes(2), name=f"scan_{name}")
+        n.slice("metre", i, i + 1, axis=2, name=f"scan_{name}")
     n.op("Sub", "scan_bar", n.ints(1), name="scan_bar_less_one")
     # A value is kept from so many nats under the likeliest one on. Without copies: but at min-p 1 the likeliest is the only one,
     # whatever it owes its place to.
@@ -162,11 +162,11 @@ def _before_the_steps(n: Nodes, network: Network, weights: Mapping[str, Any], ve
     one = n.constant(np.array(1, np.float32))
     only = n.op("Where", n.op("Less", "min_p", one), n.constant(np.array(0, np.float32)), n.constant(np.array(1e12, np.float32)))
     for i, name in enumerate(FIELDS):
-        n.op("Slice", floor, n.axes(i), n.axes(i + 1), n.axes(1), name=f"floor_{name}")
-        n.op("Slice", only, n.axes(i), n.axes(i + 1), n.axes(1), name=f"only_{name}")
+        n.slice(floor, i, i + 1, axis=1, name=f"floor_{name}")
+        n.slice(only, i, i + 1, axis=1, name=f"only_{name}")
     # How much is left, and the rules.
-    n.op("Slice", "left", n.axes(0), n.axes(1), n.axes(1), name="notes_in_all")
-    end = n.op("Slice", "left", n.axes(1), n.axes(2), n.axes(1), name="end")
+    n.slice("left", 0, 1, axis=1, name="notes_in_all")
+    end = n.slice("left", 1, 2, axis=1, name="end")
     n.op("GreaterOrEqual", "notes_in_all", n.ints(0), name="notes_told")
     told = n.op("GreaterOrEqual", end, n.ints(0), name="end_told")
     must_end = n.op("And", told, n.op("Greater", "rules", n.constant(np.array(0, np.float32))))

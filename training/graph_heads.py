@@ -132,9 +132,8 @@ class Heads:
         last = n.op("GatherElements", "in_last", columns, axis=1)
         self.last_pitch, _, self.last_velocity = n.split(last, [1] * len(LAST_FIELDS))
         tables = [self.weights[f"head_lasts.{name}.weight"] for name in _MASKED]
-        starts = np.cumsum([0] + [len(t) for t in tables[:-1]]).astype(np.int32)
-        index = n.op("Add", n.op("Concat", last, "in_tempo", axis=1), n.constant(starts[None]))
-        of_last = n.op("Reshape", n.row(np.concatenate(tables), index), n.axes(-1, len(_MASKED) * width))
+        of_each = n.row_of_each(tables, n.op("Concat", last, "in_tempo", axis=1))
+        of_last = n.op("Reshape", of_each, n.axes(-1, len(_MASKED) * width))
         return n.op("Sum", rest, of_hand, of_last), dict(zip(_MASKED, by_field, strict=True))
 
     def _draw(self, name: str, z: Value, last: Value | None, *added: Value) -> Value:

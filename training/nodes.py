@@ -46,17 +46,20 @@ class Nodes:
         """Return rows of a table by an index, (rows,)."""
         return self.op("Gather", self.constant(table), index, axis=0)
 
-    def summed_rows(self, tables: Sequence[Array], indices: Value) -> Value:
-        """Return the sum of one row from each of the tables, all as wide, by indices (rows, tables)."""
+    def row_of_each(self, tables: Sequence[Array], indices: Value) -> Value:
+        """Return one row from each of the tables, all as wide, by indices (rows, tables): (rows, tables, width)."""
         starts = np.cumsum([0] + [len(table) for table in tables[:-1]]).astype(np.int32)
-        rows = self.row(np.concatenate(tables), self.op("Add", indices, self.constant(starts[None])))
-        return self.op("ReduceSum", rows, self.axes(1), keepdims=0)
+        return self.row(np.concatenate(tables), self.op("Add", indices, self.constant(starts[None])))
 
-    def constant(self, array: Array, name: str = "") -> Value:
-        """Return the name of a constant; `name` is used where it is new."""
+    def summed_rows(self, tables: Sequence[Array], indices: Value) -> Value:
+        """Return the sum of one row from each of the tables, (rows, width)."""
+        return self.op("ReduceSum", self.row_of_each(tables, indices), self.axes(1), keepdims=0)
+
+    def constant(self, array: Array) -> Value:
+        """Return the name of a constant; equal ones share it."""
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._shared:
-            self._shared[key] = name or f"constant_{len(self.constants)}"
+            self._shared[key] = f"constant_{len(self.constants)}"
             self.constants[self._shared[key]] = array
         return self._shared[key]
 
@@ -68,9 +71,9 @@ class Nodes:
         """Return axes, bounds or sizes, which ONNX wants as int64."""
         return self.constant(np.array(values, np.int64))
 
-    def slice(self, value: Value, start: int, stop: int, axis: int = 1) -> Value:
+    def slice(self, value: Value, start: int, stop: int, axis: int = 1, name: str = "") -> Value:
         """Return a part of a tensor along an axis; the axis stays."""
-        return self.op("Slice", value, self.axes(start), self.axes(stop), self.axes(axis))
+        return self.op("Slice", value, self.axes(start), self.axes(stop), self.axes(axis), name=name)
 
     def ints_scalar(self, value: int) -> Value:
         """Return a whole number without axes, int32."""

@@ -6,7 +6,6 @@ name, so that adding files later moves no piece to another split.
 
 import csv
 import hashlib
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -234,8 +233,3 @@ def _hand_tracks(text: str | None) -> dict[int, Hand] | None:
 
 def _number(text: str | None) -> float | None:
     return float(text) if text else None
-
-
-def default_processes() -> int:
-    """Return how many processes `prepare` uses unless told: one per core."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,6 @@ JSON.
 import argparse
 import base64
 import json
-import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -40,9 +39,10 @@ from bench.peers.batch import MAX_BATCH
 from bench.peers.environments import PACKAGES, make_environment
 from bench.shipped import ROOT, add_model
 from bench.tables import finish, show
+from service.cores import available_cores
 
 OURS, LITSERVE, BENTOML = "nocturne", "litserve", "bentoml"
-CORES = len(os.sched_getaffinity(0))
+CORES = available_cores()
 CLIENTS = CORES * MAX_BATCH + 8  # every worker's batch filled, and a few that wait
 BATCH_TIMEOUTS_MS = (5, 20, 50)  # LitServe's; BentoML learns its own
 SAME = 4  # pieces that must have the same bytes from all

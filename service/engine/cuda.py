@@ -2,7 +2,7 @@
 
 Kernels of a GPU may round by the number of rows, so there is only one number of rows: the slots, whether a sequence is in them or
 not. The device's memory holds the states twice, and runs go from one copy to the other and back, since a run must not write what
-it still reads. What does not fit CUDA graphs runs without them; which of the two it was, is logged.
+it still reads. What does not fit CUDA graphs runs without them, and the log says why.
 """
 
 import logging
@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from service.engine.interface import Chunk, ModelInfo
-from service.engine.model import STEPPED, chunk_feeds, read_metadata
+from service.engine.model import STEPPED, TYPES, chunk_feeds, read_metadata
 from service.errors import ModelMismatch
 from service.music.representation import TokenArray
 
 log = logging.getLogger(__name__)
-_TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
 
 class CudaModel:
@@ -57,7 +56,7 @@ class CudaModel:
         if metadata.get("precision") == "int8":
             raise ModelMismatch(f"{path} is in int8, which runs on the CPU only; CUDA takes the float32 file")
         self._serialized = unroll(model, slots, chunk).SerializeToString()
-        self._runtime, self._slots, self._chunk, self._device = onnxruntime, slots, chunk, device
+        self._runtime, self._slots, self._device = onnxruntime, slots, device
         if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds the CUDA and cuDNN wheels
         self._session, self.captures = self._start()
@@ -68,7 +67,7 @@ class CudaModel:
         """Return the batch; a session has one only, of as many slots as it was made for."""
         if slots != self._slots:
             raise ValueError(f"this session has {self._slots} slots, not {slots}")
-        return CudaRows(self._runtime, self._session, self._slots, self._chunk, self._device, self.captures)
+        return CudaRows(self._runtime, self._session, self._slots, self._device, self.captures)
 
     def _start(self) -> tuple[Any, bool]:
         """Return a session, and whether it captures CUDA graphs."""
@@ -77,21 +76,22 @@ class CudaModel:
         if self._device == "cpu":
             options.intra_op_num_threads = 1
             return self._runtime.InferenceSession(self._serialized, options, providers=["CPUExecutionProvider"]), False
-        for captures in (True, False):
-            # TF32 would cut the factors of products to ten bits.
-            cuda = ("CUDAExecutionProvider", {"enable_cuda_graph": str(int(captures)), "use_tf32": "0"})
+        try:
+            session, captures = self._open(options, captures=True), True
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            log.warning("no CUDA graph: %s", error)
             try:
-                session = self._runtime.InferenceSession(self._serialized, options, providers=[cuda, "CPUExecutionProvider"])
-            except Exception as error:  # onnxruntime's exceptions share no base of their own
-                if captures:
-                    log.warning("no CUDA graph: %s", error)
-                    continue
+                session, captures = self._open(options, captures=False), False
+            except Exception as error:
                 raise ModelMismatch(f"CUDA was asked for, but onnxruntime could not start it: {error}") from error
-            if not session.get_providers()[0].startswith("CUDA"):
-                raise ModelMismatch("CUDA was asked for, but onnxruntime could not start it: see its messages above")
-            log.info("CUDA %s graph", "with a captured" if captures else "without a captured")
-            return session, captures
-        raise AssertionError("unreachable")
+        if not session.get_providers()[0].startswith("CUDA"):
+            raise ModelMismatch("CUDA was asked for, but onnxruntime could not start it: see its messages above")
+        return session, captures
+
+    def _open(self, options: Any, captures: bool) -> Any:
+        # TF32 would cut the factors of products to ten bits.
+        cuda = ("CUDAExecutionProvider", {"enable_cuda_graph": str(int(captures)), "use_tf32": "0"})
+        return self._runtime.InferenceSession(self._serialized, options, providers=[cuda, "CPUExecutionProvider"])
 
 
 class CudaRows:
@@ -100,23 +100,23 @@ class CudaRows:
     A sequence's row and its place in the device's batch are two things: to move a row, its place moves along, and nothing else.
     """
 
-    def __init__(self, runtime: Any, session: Any, slots: int, chunk: int, device: str, captures: bool) -> None:
+    def __init__(self, runtime: Any, session: Any, slots: int, device: str, captures: bool) -> None:
         self._runtime, self._session, self._captures = runtime, session, captures
         self._places = list(range(slots))  # of the rows
         self._fresh = np.ones((slots, 1), np.bool_)
         self._positions = np.zeros((slots, 1), np.int32)
         self._runs = 0
         inputs = {i.name: i for i in session.get_inputs()}
-        self._host = {name: np.zeros(i.shape, _TYPES[i.type]) for name, i in inputs.items() if not name.startswith("state_")}
-        self._host["metre"][..., 1] = chunk  # an empty row also divides by the length of its bar
+        self._host = {name: np.zeros(i.shape, TYPES[i.type]) for name, i in inputs.items() if not name.startswith("state_")}
+        self._host["metre"][..., 1] = 1  # an empty row, too, divides by the length of its bar
         self._inputs = {name: self._on_device(array, device) for name, array in self._host.items()}
         states = [name for name in inputs if name.startswith("state_")]
         copies = [
-            {name: self._on_device(np.zeros(inputs[name].shape, _TYPES[inputs[name].type]), device) for name in states}
+            {name: self._on_device(np.zeros(inputs[name].shape, TYPES[inputs[name].type]), device) for name in states}
             for _ in range(2)
         ]
         results = [output for output in session.get_outputs() if not output.name.startswith("next_")]
-        self._results = {o.name: self._on_device(np.zeros(o.shape, _TYPES[o.type]), device) for o in results}
+        self._results = {o.name: self._on_device(np.zeros(o.shape, TYPES[o.type]), device) for o in results}
         self._bindings = [self._bind(copies[i], copies[1 - i]) for i in range(2)]
 
     def start(self, row: int, position: int) -> None:

@@ -25,7 +25,7 @@ import onnxruntime
 
 METADATA_KEY = "nocturne"  # the one entry of the file's metadata: JSON
 STEPPED = ("forced", "uniforms", "metre")  # inputs with a part for each step
-_TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8}
+TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_}
 
 
 class OnnxModel:
@@ -73,7 +73,7 @@ class OnnxModel:
             Where in its bar tick 0 of each row lies.
         """
         rows = len(positions)
-        state: State = {name: np.zeros((rows, *i.shape[1:]), _TYPES[i.type]) for name, i in self._state_inputs.items()}
+        state: State = {name: np.zeros((rows, *i.shape[1:]), TYPES[i.type]) for name, i in self._state_inputs.items()}
         state["state_position"][:, 0] = positions
         return state
 

@@ -49,8 +49,7 @@ class HostRows:
 
     def __init__(self, model: StatefulModel, slots: int) -> None:
         self._model = model
-        # One more if there is but one: a model would have to double a row that is alone.
-        self.state = model.initial_state(np.zeros(max(slots, 2), np.int32))
+        self.state = model.initial_state(np.zeros(slots, np.int32))
 
     def start(self, row: int, position: int) -> None:
         """Let a row begin a piece."""
@@ -65,7 +64,5 @@ class HostRows:
     def compose(self, chunk: Chunk) -> TokenArray:
         """Compose K tokens for the rows of the chunk."""
         rows = len(chunk.forced)
-        if rows == 1:
-            chunk = chunk.twice()
-        tokens, _ = self._model.run(chunk, {name: array[: len(chunk.forced)] for name, array in self.state.items()})
-        return tokens[:rows]
+        tokens, _ = self._model.run(chunk, {name: array[:rows] for name, array in self.state.items()})
+        return tokens

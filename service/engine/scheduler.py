@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     started: float | None = None
 
 
-class Waiting(NamedTuple):
+class _Waiting(NamedTuple):
     """A sequence that waits for a row."""
 
     id: int
@@ -86,7 +86,7 @@ class Scheduler:
     def __init__(self, model: ChunkModel, slots: int, chunk: int, max_waiting: int) -> None:
         self._model = model
         self._slots, self._chunk, self._max_waiting = slots, chunk, max_waiting
-        self._queue: deque[Waiting] = deque()
+        self._queue: deque[_Waiting] = deque()
         self._group: list[Scheduler] = [self]
         self.chunks = self.notes = 0
         self._cancelled: set[int] = set()
@@ -130,7 +130,7 @@ class Scheduler:
         """
         if len(self._queue) >= self._max_waiting:
             raise EngineOverloaded(f"{self._max_waiting} requests are waiting already")
-        self._queue.append(Waiting(id, sequence, deadline))
+        self._queue.append(_Waiting(id, sequence, deadline))
 
     def cancel(self, id: int) -> None:
         """Forget a sequence, in whichever scheduler of the group; it has no outcome. Its row is free at the next step.
@@ -181,14 +181,7 @@ class Scheduler:
         ends: list[bool] = np.any(is_end(tokens), axis=1).tolist()
         counts: list[int] = np.count_nonzero(is_note(tokens), axis=1).tolist()
         for i, (row, composed) in enumerate(zip(self._running, tokens, strict=True)):
-            if row.done >= len(row.sequence.forced) and not ends[i] and row.notes + counts[i] < row.sequence.length:
-                # Nothing ends and nothing was forced, as in most chunks of most rows: there is nothing to look for.
-                row.tokens.append(composed.copy())
-                row.done += len(composed)
-                row.notes += counts[i]
-                self.notes += counts[i]
-                continue
-            result = self._collect(row, composed)
+            result = self._collect(row, composed, counts[i], ends[i])
             if result is not None:
                 outcomes.append(Outcome(row.id, result, row.started))
                 ended.append(i)
@@ -236,10 +229,14 @@ class Scheduler:
             **inputs,
         )
 
-    def _collect(self, row: _Row, composed: TokenArray) -> Composition | None:
-        """Take a row's new tokens; return the composition if that was the last of them."""
+    def _collect(self, row: _Row, composed: TokenArray, count: int, has_end: bool) -> Composition | None:
+        """Take a row's new tokens, so many notes and perhaps an end; return the composition if that was the last of them."""
         free = composed[max(0, len(row.sequence.forced) - row.done) :]
         row.done += len(composed)
+        if len(free) == len(composed) and not has_end and row.notes + count < row.sequence.length:
+            # As in most chunks of most rows: there is nothing to look for.
+            self._keep(row, free, count)
+            return None
         ends = np.flatnonzero(is_end(free))
         if len(ends):
             free = free[: ends[0]]
@@ -248,13 +245,16 @@ class Scheduler:
         if len(full):
             free = free[: full[0] + 1]
         if len(free):
-            row.tokens.append(free.copy())
-            self.notes += int(counts[len(free) - 1]) - row.notes
-            row.notes = int(counts[len(free) - 1])
+            self._keep(row, free, int(counts[len(free) - 1]) - row.notes)
         if not len(full) and not len(ends):
             return None
         tokens = np.concatenate(row.tokens) if row.tokens else np.empty((0, len(FIELDS)), np.int32)
         return Composition(tokens, ended=not len(full) or row.sequence.tell_length)
+
+    def _keep(self, row: _Row, tokens: TokenArray, notes: int) -> None:
+        row.tokens.append(tokens.copy())
+        row.notes += notes
+        self.notes += notes
 
     def _free(self, indices: list[int]) -> None:
         """Empty some rows, given in ascending order; the last ones move into their place, so that what runs stays together."""

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from service import config
-from service.config import SPARE_THREADS, InvalidSetting, ServiceConfig, available_cores
+import service.cores
+from service.config import SPARE_THREADS, InvalidSetting, ServiceConfig
+from service.cores import available_cores
 
 
 def read(**environment: str) -> ServiceConfig:
@@ -76,8 +77,8 @@ def test_threads_follow_queue_and_slots():
 
 @pytest.mark.parametrize(("limit", "cores"), [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("", 8)])
 def test_cores_are_those_that_the_container_may_use(limit, cores, tmp_path, monkeypatch):
-    monkeypatch.setattr(config.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(config, "_CGROUP_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(service.cores.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(service.cores, "_CGROUP_LIMIT", tmp_path / "cpu.max")
     (tmp_path / "cpu.max").write_text(limit)
     assert available_cores() == read().cores == cores
     (tmp_path / "cpu.max").unlink()
