@@ -5,9 +5,9 @@ One worker with many threads, each of which waits for the engine's process on be
 
 import logging
 import os
+import resource
 import signal
 import socket
-import struct
 import threading
 from typing import Any
 
@@ -25,16 +25,24 @@ try:
 except InvalidSetting as error:
     raise SystemExit(str(error)) from None
 
-RECEIVE_TIMEOUT_S = 10  # between two pieces of a request; gthread has no timeout of its own, and half-sent requests held threads
-SEND_TIMEOUT_S = 30  # for a client to take its answer
+CONNECTIONS = 10_000  # open at once; the next ones wait in the kernel's queue
+OTHER_DESCRIPTORS = 128  # of files, pipes and the admin port
 DRAIN_S = _config.deadline_s + 5  # SIGTERM lets what is under way come to its end
+
+
+def _descriptors() -> int:
+    """Raise the limit of open files as far as this process may, and return it."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return CONNECTIONS + OTHER_DESCRIPTORS if most == resource.RLIM_INFINITY else most
+
 
 wsgi_app = "service.web.wsgi:app"
 bind = _config.bind
 workers = 1
-worker_class = "gthread"
+worker_class = "service.web.gthread.BufferingWorker"
 threads = _config.threads
-worker_connections = max(1000, 2 * _config.threads)
+worker_connections = max(_config.threads + 1, min(CONNECTIONS, _descriptors() - OTHER_DESCRIPTORS))
 preload_app = False  # the engine's process is started in the worker
 timeout = 120  # of the worker's heartbeat, not of a request; loading the model falls under it
 graceful_timeout = DRAIN_S
@@ -47,10 +55,8 @@ accesslog = None
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Give every connection receive and send timeouts (accepted sockets inherit them), and every error one shape."""
-    for listener in worker.sockets:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", RECEIVE_TIMEOUT_S, 0))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT_S, 0))
+    """Tell the worker the limit of a body, and give every error one shape."""
+    worker.max_body = _config.max_body_bytes
     logging.getLogger("gunicorn.error").addFilter(lambda record: not _is_timeout(record))
     util.write_error = _write_problem
 
@@ -86,8 +92,8 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 def _is_timeout(record: logging.LogRecord) -> bool:
-    """Return whether a log record only says that a client was too slow to send its request."""
-    return record.exc_info is not None and isinstance(record.exc_info[1], BlockingIOError)
+    """Return whether a log record only says that a client was too slow to take its answer."""
+    return record.exc_info is not None and isinstance(record.exc_info[1], TimeoutError)
 
 
 def _write_problem(sock: socket.socket, status_int: int, reason: str, mesg: str) -> None:

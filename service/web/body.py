@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 from flask import Request
 from gunicorn.http.errors import ParseException  # type: ignore[import-untyped]
-from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, RequestTimeout, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 
 def read_json(request: Request, max_bytes: int) -> Any:
@@ -21,7 +21,7 @@ def read_json(request: Request, max_bytes: int) -> Any:
     ------
     BadRequest
         If the body is empty though a media type announced one, breaks off, or is not JSON.
-    RequestEntityTooLarge, RequestTimeout, UnsupportedMediaType
+    RequestEntityTooLarge, UnsupportedMediaType
         As their names say.
     """
     body = _read(request, max_bytes)
@@ -54,8 +54,6 @@ def _read(request: Request, max_bytes: int) -> bytes:
         return b""
     try:
         body: bytes = stream.read(max_bytes + 1 if length is None else length)
-    except BlockingIOError:  # the receive timeout of gunicorn.conf.py
-        raise RequestTimeout("the body did not arrive in time") from None
     except (ParseException, OSError) as error:
         raise BadRequest(f"the body broke off: {error}") from None
     if len(body) > max_bytes:

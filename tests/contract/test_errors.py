@@ -233,16 +233,9 @@ class BrokenStream:
 def test_a_body_that_does_not_arrive_is_the_clients_fault(client):
     from gunicorn.http.errors import ChunkMissingTerminator, InvalidChunkSize, NoMoreData
 
-    errors = {
-        BlockingIOError(): 408,
-        ConnectionResetError(): 400,
-        InvalidChunkSize(b"x"): 400,
-        ChunkMissingTerminator(b""): 400,
-        NoMoreData(): 400,
-    }
-    for error, status in errors.items():
+    for error in (ConnectionResetError(), InvalidChunkSize(b"x"), ChunkMissingTerminator(b""), NoMoreData()):
         body = {"wsgi.input": BrokenStream(error), "CONTENT_LENGTH": "9", "CONTENT_TYPE": "application/json"}
-        check_problem(client.post("/generate", environ_overrides=body), status)
+        check_problem(client.post("/generate", environ_overrides=body), 400)
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/*", "audio/midi;q=0", "audio/wav, text/plain", "nonsense"])

