@@ -115,9 +115,9 @@ def start_bare(model: Path) -> Engine:
 def make_pieces(jobs: Sequence[Job], engine: Engine) -> list[Piece]:
     """Return what the service makes of the requests for its engine."""
     contract = Contract.load()
-    player = Player.from_metadata(engine.info.name, engine.info.metadata)
+    players = Player.by_name(engine.models)
     fields = (contract.check("generate", {"seed": job.random_seed, "length": job.length}) for job in jobs)
-    return [make_sequence(GenerateRequest.from_fields(given, player)) for given in fields]
+    return [make_sequence(GenerateRequest.from_fields(given, players)) for given in fields]
 
 
 def drive_engine(engine: Engine, pieces: Sequence[Piece], under_way: int) -> list[Sample]:

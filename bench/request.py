@@ -71,7 +71,7 @@ class ReadyEngine:
     ready = True
 
     def __init__(self, info: ModelInfo, compositions: dict[int, Composition]) -> None:
-        self.info, self._compositions = info, compositions
+        self.models, self._compositions = [info], compositions
 
     def submit(self, sequence: Sequence, deadline: float | None = None) -> "Future[Composition]":
         """Return a future that is done."""
@@ -119,19 +119,19 @@ def time_steps(model: TimedModel, sequences: list[Sequence], slots: int) -> tupl
 
 def time_web(jobs: list[Job], info: ModelInfo, compositions: dict[int, Composition]) -> tuple[dict[str, float], Flask]:
     """Return the microseconds of each part but the steps, by name, and the application."""
-    contract, player = Contract.load(), Player.from_metadata(info.name, info.metadata)
+    contract, players = Contract.load(), Player.by_name([info])
     bodies = [encode_body(job) for job in jobs]
     parts = {}
     parts["read the JSON"], fields = median_us(_read_body, [Request(_environ(body)) for body in bodies])
     parts["validate, fill in defaults"], fields = median_us(lambda given: contract.check("generate", given), fields)
-    parts["make the request record"], asked = median_us(lambda given: GenerateRequest.from_fields(given, player), fields)
+    parts["make the request record"], asked = median_us(lambda given: GenerateRequest.from_fields(given, players), fields)
     parts["make_sequence"], sequences = median_us(make_sequence, asked)
     composed = [compositions[sequence.random_seed] for sequence in sequences]
     there, _ = median_us(lambda sequence: read_sequence(unpack(pack(_sequence_message(sequence)))), sequences)
     back, _ = median_us(lambda composition: unpack(pack(_composition_message(composition))), composed)
     parts["pack and unpack, both ways"] = there + back
     parts["decode and assemble"], answers = median_us(
-        lambda pair: assemble(pair[0], pair[1], player), list(zip(asked, composed, strict=True))
+        lambda pair: assemble(pair[0], pair[1], players[info.name]), list(zip(asked, composed, strict=True))
     )
     parts["write MIDI"], _ = median_us(lambda answer: write_midi(answer.piece, answer.end), answers)
     app = create_app(DEFAULTS, ReadyEngine(info, compositions))  # type: ignore[arg-type]
@@ -191,9 +191,9 @@ def main() -> None:
     model = TimedModel(options.model)
     slots = DEFAULTS.slots
     jobs = [job._replace(length=options.notes) for job in draw_jobs(slots, 0)]
-    contract, player = Contract.load(), Player.from_metadata(model.info.name, model.info.metadata)
+    contract, players = Contract.load(), Player.by_name([model.info])
     checked = [contract.check("generate", {"seed": job.random_seed, "length": job.length}) for job in jobs]
-    sequences = [make_sequence(GenerateRequest.from_fields(fields, player)) for fields in checked]
+    sequences = [make_sequence(GenerateRequest.from_fields(fields, players)) for fields in checked]
 
     alone, _ = time_steps(model, sequences[:2], 1)
     shared, compositions = time_steps(model, sequences, slots)

@@ -16,6 +16,7 @@ from service.cores import available_cores
 PROVIDERS = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "int8")
 _INT8 = ".int8"  # before the .onnx of a model's int8 form
+FIRST_MODEL = "nocturne"  # so that another one put beside it does not take its place
 SPARE_THREADS = 32  # for probes, documents and refusals while every place in the engine and its queue is taken
 _EXPORTED = Path(__file__).resolve().parents[1] / "exported"
 
@@ -45,7 +46,8 @@ class ServiceConfig:
     model_dir : Path
         Folder with the exported models.
     model : str
-        Name of the model to serve, a file of that folder without ".onnx"; "" means the only one there.
+        Name of the model that composes unless a request names another, a file of that folder without ".onnx"; "" means
+        `FIRST_MODEL`, or the only one there.
     provider : str
         "auto" takes a CUDA device if there is one.
     precision : str
@@ -78,7 +80,8 @@ class ServiceConfig:
     model_dir: Path = field(default=_EXPORTED, metadata=_about(
         "NOCTURNE_MODEL_DIR", "folder", "where the exported models lie"))
     model: str = field(default="", metadata=_about(
-        "NOCTURNE_MODEL", "name", "a file of that folder without .onnx; empty: the only one there"))
+        "NOCTURNE_MODEL", "name", "of the model for requests that name none, a file of that folder without .onnx; empty: "
+        f"{FIRST_MODEL}, or the only one there"))
     provider: str = field(default="auto", metadata=_about(
         "NOCTURNE_PROVIDER", "auto, cpu or cuda", "auto takes a CUDA device if there is one", choices=PROVIDERS))
     precision: str = field(default="auto", metadata=_about(
@@ -137,29 +140,33 @@ class ServiceConfig:
         """Return the address as gunicorn takes it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
-    def model_path(self, on_gpu: bool) -> Path:
-        """Return the file of the model to serve.
+    def model_paths(self, on_gpu: bool) -> tuple[Path, ...]:
+        """Return the files of the models to serve, each in one of its forms; first the one for requests that name none.
 
         Parameters
         ----------
         on_gpu : bool
-            Whether it will run on one, where int8 does not.
+            Whether they will run on one, where int8 does not.
 
         Raises
         ------
         InvalidSetting
-            If the folder does not hold it, or several and none is chosen.
+            If the folder holds none, or several and it is not clear which one is the first; or not in the precision asked for.
         """
         names = sorted({path.stem.removesuffix(_INT8) for path in self.model_dir.glob("*.onnx")})
         if not names:
             raise InvalidSetting(f"`NOCTURNE_MODEL_DIR` must be a folder with exported models (*.onnx); got {self.model_dir}")
-        if not self.model and len(names) > 1:
-            raise InvalidSetting(f"`NOCTURNE_MODEL` must be one of {', '.join(names)}; it is not set")
         if self.model and self.model not in names:
             raise InvalidSetting(f"`NOCTURNE_MODEL` must be one of {', '.join(names)}; got {self.model}")
-        name = self.model or names[0]
+        if not self.model and len(names) > 1 and FIRST_MODEL not in names:
+            raise InvalidSetting(f"`NOCTURNE_MODEL` must be one of {', '.join(names)}; it is not set")
+        first = self.model or (FIRST_MODEL if FIRST_MODEL in names else names[0])
         if self.precision == "int8" and on_gpu:
             raise InvalidSetting("`NOCTURNE_PRECISION` must be auto or float32 on a GPU; got int8")
+        return tuple(self._form(name, on_gpu) for name in sorted(names, key=lambda name: name != first))
+
+    def _form(self, name: str, on_gpu: bool) -> Path:
+        """Return the file of a model in the precision that is served."""
         forms = {"float32": self.model_dir / f"{name}.onnx", "int8": self.model_dir / f"{name}{_INT8}.onnx"}
         there = [precision for precision, path in forms.items() if path.exists()]
         if self.precision != "auto" and self.precision not in there:

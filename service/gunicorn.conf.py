@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -52,6 +54,20 @@ control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a heartbeat must not wait for a disk
 loglevel = "warning"
 accesslog = None
+
+
+def when_ready(server: Any) -> None:
+    """Let SIGHUP replace a worker that runs only by one that can start; gunicorn would stop altogether."""
+    reload = server.reload
+
+    def checked_reload() -> None:
+        check = subprocess.run([sys.executable, "-m", "service.check"], capture_output=True, text=True)
+        if check.returncode == 0:
+            reload()
+        else:
+            server.log.error("SIGHUP changes nothing, since a worker could not start: %s", check.stderr.strip())
+
+    server.reload = checked_reload
 
 
 def post_fork(server: Any, worker: Any) -> None:

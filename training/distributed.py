@@ -6,8 +6,9 @@ A process on its own is a group of one, for which nothing is sent. Knows nothing
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from service.errors import NocturneError
 
 T = TypeVar("T")
+LEAVE_S = 10.0  # for the other processes to come to their end
 
 
 class CannotShare(NocturneError):
@@ -125,4 +127,16 @@ def join_group() -> Iterator[Group]:
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
     finally:
-        dist.destroy_process_group()
+        leave_group()
+
+
+def leave_group() -> None:
+    """Leave the other processes, once they leave too or have gone.
+
+    gloo's own threads let go of the tensors of the last message some time after it has arrived. If the interpreter ends before,
+    they abort the process, though all its work is done; waiting here gives them the time.
+    """
+    if dist.get_backend() == dist.Backend.GLOO:
+        with suppress(RuntimeError):  # the others have gone
+            dist.monitored_barrier(timeout=timedelta(seconds=LEAVE_S))
+    dist.destroy_process_group()

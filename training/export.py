@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from service.engine.files import hash_line, hash_path
 from service.engine.model import METADATA_KEY
 from service.music.piece import RESOLUTION
 from service.music.representation import FIELDS, REPRESENTATION_VERSION, VOCABULARY
@@ -63,8 +64,9 @@ def export(run: Path, out: Path, licence: str, attribution: str, data: Path | No
         A run's folder, or a checkpoint.
     out : Path
         Name of the model. Written are `<out>.onnx` in float32; `<out>.int8.onnx`, which runs on the CPU only and several times as
-        fast, if it is as good; `<out>.pt`, the weights in half precision, which `fit --init` can begin with; and the card beside
-        them: MODEL_CARD.md, or MODEL_CARD.<name>.md where that is another model's. What `report` found of the very same float32
+        fast, if it is as good; `<out>.pt`, the weights in half precision, which `fit --init` can begin with; the
+        hashes of the first two (`.sha256`), which the service checks; and the card beside them: MODEL_CARD.md, or
+        MODEL_CARD.<name>.md where that is another model's. What `report` found of the very same float32
         file stays in it.
     licence : str
         Under which the weights are published.
@@ -104,11 +106,10 @@ def export(run: Path, out: Path, licence: str, attribution: str, data: Path | No
     path, int8_path = (out.with_name(out.name.removesuffix(".onnx") + ending) for ending in (".onnx", ".int8.onnx"))
     good = abs(int8_parity.difference) <= INT8_TOLERANCE
     int8_path.unlink(missing_ok=True)  # first: stopped here, no two forms of different networks lie side by side
-    with write_atomically(path) as file:
-        file.write(graph)
+    hash_path(int8_path).unlink(missing_ok=True)
+    _write_model(path, graph)
     if good:
-        with write_atomically(int8_path) as file:
-            file.write(_int8_graph(network, described, ranges))
+        _write_model(int8_path, _int8_graph(network, described, ranges))
     exported = Exported(path, parity, int8_path if good else None, int8_parity)
     save_weights(path.with_suffix(".pt"), content)
     card = write_model_card(path, exported.int8_path, metadata, int8_parity, content, evaluation)
@@ -118,6 +119,15 @@ def export(run: Path, out: Path, licence: str, attribution: str, data: Path | No
     with write_atomically(card_path(path)) as file:
         file.write(card.encode())
     return exported
+
+
+def _write_model(path: Path, serialized: bytes) -> None:
+    """Write a model's file and, beside it, its hash; stopped between the two, no hash is there rather than another's."""
+    hash_path(path).unlink(missing_ok=True)
+    with write_atomically(path) as file:
+        file.write(serialized)
+    with write_atomically(hash_path(path)) as file:
+        file.write(hash_line(path).encode())
 
 
 def _int8_graph(network: Network, metadata: Mapping[str, Any], ranges: Mapping[str, float]) -> bytes:

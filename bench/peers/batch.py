@@ -38,11 +38,11 @@ class Composer:
     def __init__(self, model_path: Path, rows_leave: bool) -> None:
         self._model, self._rows_leave = OnnxModel(model_path), rows_leave
         self._contract = Contract.load()
-        self._player = Player.from_metadata(self._model.info.name, self._model.info.metadata)
+        self._players = Player.by_name([self._model.info])
 
     def read(self, fields: Mapping[str, Any]) -> GenerateRequest:
         """Return what is asked for, checked as in our service."""
-        return GenerateRequest.from_fields(self._contract.check("generate", dict(fields)), self._player)
+        return GenerateRequest.from_fields(self._contract.check("generate", dict(fields)), self._players)
 
     def compose(self, requests: list[GenerateRequest]) -> list[Composition]:
         """Compose a batch until all of it is done."""
@@ -61,5 +61,5 @@ class Composer:
 
     def write(self, request: GenerateRequest, composition: Composition) -> bytes:
         """Return the MIDI file of a piece."""
-        answer = assemble(request, composition, self._player)
+        answer = assemble(request, composition, self._players[request.model])
         return write_midi(answer.piece, answer.end)

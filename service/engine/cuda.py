@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from service.engine.files import checked_hash
 from service.engine.interface import Chunk, ModelInfo
 from service.engine.model import STEPPED, TYPES, chunk_feeds, read_metadata
 from service.errors import ModelMismatch
@@ -48,6 +49,7 @@ class CudaModel:
             from service.engine.unroll import unroll
         except ImportError as error:
             raise ModelMismatch("CUDA needs the onnx package: pip install 'nocturne[cuda]'") from error
+        sha256 = checked_hash(path)
         try:
             model = onnx.load(path)
         except Exception as error:  # protobuf's and the system's exceptions share no base of their own
@@ -60,7 +62,7 @@ class CudaModel:
         if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # finds the CUDA and cuDNN wheels
         self._session, self.captures = self._start()
-        self.info = ModelInfo(path.stem, metadata, device)
+        self.info = ModelInfo(path.stem, metadata, device, sha256)
         self.conditions: list[str] = [name for name in metadata["conditions"] if name != "metre"]
 
     def rows(self, slots: int) -> "CudaRows":

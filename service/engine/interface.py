@@ -5,7 +5,7 @@ Shape letters: B rows, K steps, F fields in `NoteToken` order, V vocabulary of a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,14 @@ class ModelInfo:
         As `training export` wrote it: representation, conditions, defaults, licence, attribution, figures, commit.
     provider : str
         "cpu" or "cuda": where it runs.
+    sha256 : str
+        Of its file, in hexadecimal digits.
     """
 
     name: str
     metadata: Mapping[str, Any]
     provider: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,26 @@ class Load:
     ----------
     running, waiting : int
         Sequences in a batch, and those in the queue.
-    chunks, notes : int
-        Composed since its process started.
+    chunks, steps, notes : int
+        Composed so far; a chunk has K steps.
+    rows : int
+        Sequences of all these chunks together.
+    seconds : float
+        That they took together.
     """
 
     running: int = 0
     waiting: int = 0
     chunks: int = 0
+    steps: int = 0
     notes: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+
+    def after(self, before: "Load") -> "Load":
+        """Return this load with the sums of an engine before it."""
+        counted = ("chunks", "steps", "notes", "rows", "seconds")
+        return replace(self, **{name: getattr(before, name) + getattr(self, name) for name in counted})
 
 
 @dataclass(frozen=True)

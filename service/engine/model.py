@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.files import checked_hash
 from service.engine.interface import Chunk, ModelInfo, State
 from service.engine.rows import HostRows
 from service.errors import ModelMismatch
@@ -41,10 +42,12 @@ class OnnxModel:
     Raises
     ------
     ModelMismatch
-        If the file is missing or broken, was not made by `training export`, or is of another representation.
+        If the file is missing, broken or not the one that was exported, was not made by `training export`, or is of another
+        representation.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
+        sha256 = checked_hash(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -55,7 +58,8 @@ class OnnxModel:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise ModelMismatch(f"{path} cannot be loaded as a model: {error}") from error
-        self.info = ModelInfo(path.stem, read_metadata(self._session.get_modelmeta().custom_metadata_map, path), "cpu")
+        metadata = read_metadata(self._session.get_modelmeta().custom_metadata_map, path)
+        self.info = ModelInfo(path.stem, metadata, "cpu", sha256)
         self.conditions: list[str] = [name for name in self.info.metadata["conditions"] if name != "metre"]
         self._state_inputs = {i.name: i for i in self._session.get_inputs() if i.name.startswith("state_")}
         self._outputs = [output.name for output in self._session.get_outputs()]

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,6 +29,7 @@ from service.errors import EngineFailed, EngineOverloaded, GenerationTimeout, Mo
 log = logging.getLogger(__name__)
 
 Outbox = SimpleQueue[Message | None]
+MAX_FAILED_STARTS = 10  # of a process in a row, after which it is not to be expected any more
 MAX_TRIES = 3  # of one sequence: an engine that dies that often under it is not killed by chance
 _RESTART_PAUSE_S = 0.2
 _START_TIMEOUT_S = 120.0
@@ -40,12 +41,12 @@ class EngineConfig:
 
     Attributes
     ----------
-    model_path : Path
-        The .onnx file.
+    models : tuple of Path
+        The .onnx files, of the model that composes unless another is asked for first.
     cores : int
         Batches that are composed at the same time, each by a thread of its own; 1 on a GPU.
     slots : int
-        Sequences side by side in each.
+        Sequences of one model side by side in each.
     chunk : int
         Tokens of each between two looks at the queue.
     max_waiting : int
@@ -54,7 +55,7 @@ class EngineConfig:
         "auto", "cpu" or "cuda".
     """
 
-    model_path: Path
+    models: tuple[Path, ...]
     cores: int = 1
     slots: int = 32
     chunk: int = 16
@@ -94,12 +95,12 @@ class Engine:
         self._ids = itertools.count()
         self._closing = False
         self._ready = False
-        self._load = Load()
-        self._notes_before = 0  # composed by processes that ended
+        self._load = self._load_before = Load()  # the second: of processes that ended
+        self._failed_starts = 0  # in a row
         self.restarts = self.cancelled = 0
         self._process, self._connection = _spawn(config)
         self._outbox: Outbox = SimpleQueue()  # to the process; None ends its sender
-        self.info = self._await_ready()
+        self.models = self._await_ready()
         self._open()
         self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
         self._reader.start()
@@ -110,14 +111,34 @@ class Engine:
         return self._ready
 
     @property
+    def alive(self) -> bool:
+        """Whether the process runs, or can be expected to run again."""
+        return self._failed_starts < MAX_FAILED_STARTS
+
+    @property
+    def info(self) -> ModelInfo:
+        """The model that composes unless another is asked for; the first of `models`."""
+        return self.models[0]
+
+    @property
+    def slots(self) -> int:
+        """Sequences of one model that can be composed at the same time."""
+        return self._config.cores * self._config.slots
+
+    @property
+    def max_waiting(self) -> int:
+        """Sequences that can wait beside them."""
+        return self._config.max_waiting
+
+    @property
     def pid(self) -> int:
         """The process's id."""
         return self._process.pid
 
     @property
     def load(self) -> Load:
-        """What the process was doing when it said so last; its notes include those of processes before it."""
-        return replace(self._load, notes=self._notes_before + self._load.notes)
+        """What the process was doing when it said so last; its sums include those of processes before it."""
+        return self._load.after(self._load_before)
 
     @property
     def pending(self) -> int:
@@ -149,7 +170,7 @@ class Engine:
         with self._lock:
             if self._closing:
                 raise EngineFailed("the engine is closed")
-            if len(self._pending) >= self._config.cores * self._config.slots + self._config.max_waiting:
+            if len(self._pending) >= self.slots + self.max_waiting:
                 raise EngineOverloaded(f"{len(self._pending)} requests are being served or waiting already")
             id = next(self._ids)
             pending = _Pending(sequence, float("inf") if deadline is None else deadline, future)
@@ -200,7 +221,7 @@ class Engine:
         for pending in lost:
             _settle(pending.future, EngineFailed(f"the engine died {MAX_TRIES} times while it composed this piece"))
 
-    def _await_ready(self) -> ModelInfo:
+    def _await_ready(self) -> tuple[ModelInfo, ...]:
         if not self._connection.poll(_START_TIMEOUT_S):
             self._process.kill()
             raise EngineFailed(f"the engine was not ready within {_START_TIMEOUT_S:g} s")
@@ -211,7 +232,13 @@ class Engine:
         if message["kind"] == "failed":
             self._process.wait()
             raise ModelMismatch(message["error"])
-        return ModelInfo(message["name"], message["metadata"], message["provider"])
+        return tuple(ModelInfo(**model) for model in message["models"])
+
+    def _check_same(self, found: tuple[ModelInfo, ...]) -> None:
+        """Raise ModelMismatch if a file has changed since the start: under one name there must not be two models."""
+        for before, now in zip(self.models, found, strict=True):
+            if before.sha256 != now.sha256:
+                raise ModelMismatch(f"the file of {now.name} has changed since the start; SIGHUP takes the new one")
 
     def _read(self) -> None:
         while True:
@@ -234,7 +261,7 @@ class Engine:
         with self._lock:
             self._ready = False
             self._outbox.put(None)
-            self._notes_before, self._load = self.load.notes, Load()
+            self._load_before, self._load = self.load, Load()
         log.error("the engine ended with exit code %s; starting it again", self._process.wait())
         while not self._closing:
             time.sleep(_RESTART_PAUSE_S)
@@ -246,18 +273,21 @@ class Engine:
                 self._connection.close()
                 self._process, self._connection = process, connection
             try:
-                self._await_ready()
+                self._check_same(self._await_ready())
             except (EngineFailed, ModelMismatch) as error:
                 log.error("the engine cannot be started: %s", error)
+                process.kill()
+                process.wait()
+                self._failed_starts += 1
                 continue
-            self.restarts += 1
+            self.restarts, self._failed_starts = self.restarts + 1, 0
             self._open()
             return
 
 
-def start_engine(model_path: Path, **config: Any) -> Engine:
+def start_engine(*models: Path, **config: Any) -> Engine:
     """Start an engine's process and wait until it is ready; the parameters are those of `EngineConfig`."""
-    return Engine(EngineConfig(model_path, **config))
+    return Engine(EngineConfig(models, **config))
 
 
 def _spawn(config: EngineConfig) -> tuple["subprocess.Popen[bytes]", Connection]:
@@ -265,7 +295,8 @@ def _spawn(config: EngineConfig) -> tuple["subprocess.Popen[bytes]", Connection]
     ours, theirs = socket.socketpair()
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(config).items()]
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(config).items() if name != "models"]
+    arguments += map(str, config.models)
     with theirs:
         command = [sys.executable, "-m", "service.engine.worker", f"--fd={theirs.fileno()}", *arguments]
         process = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
@@ -307,12 +338,13 @@ def _sequence_message(id: int, pending: _Pending) -> Message:
         "bar_offset": sequence.bar_offset,
         "tell_length": sequence.tell_length,
         "end_time": sequence.end_time,
+        "model": sequence.model,
     }
 
 
 def read_sequence(message: Mapping[str, Any]) -> Sequence:
     """Return the sequence in a message of kind "sequence"."""
-    names = ("random_seed", "length", "forced", "conditions", "bar_ticks", "bar_offset", "tell_length", "end_time")
+    names = ("random_seed", "length", "forced", "conditions", "bar_ticks", "bar_offset", "tell_length", "end_time", "model")
     return Sequence(**{name: message[name] for name in names}, params=SamplingParams(**message["params"]))
 
 
@@ -321,5 +353,5 @@ _ERRORS = {"timeout": GenerationTimeout, "overloaded": EngineOverloaded, "failed
 
 def _result(message: Message) -> Composition | Exception:
     if message["kind"] == "composition":
-        return Composition(message["tokens"], message["ended"], message["queue_s"], message["compose_s"])
+        return Composition(**{field.name: message[field.name] for field in fields(Composition)})
     return _ERRORS[message["error"]](message["detail"])

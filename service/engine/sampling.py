@@ -89,6 +89,8 @@ class Sequence:
     end_time : int
         Tick of the barline at which the piece ends: the model is told, no note starts there or later, and END comes there and
         not before. -1: the piece goes on until its length. Must lie after the last forced token.
+    model : str
+        Name of the one that composes it; "": the engine's first.
     """
 
     random_seed: int
@@ -100,6 +102,7 @@ class Sequence:
     bar_offset: int = 0
     tell_length: bool = False
     end_time: int = NOT_TOLD
+    model: str = ""
 
     def left(self) -> NDArray[np.int32]:
         """Return what the model is told of the end: notes of the whole piece, tick of its last barline; shape (2,)."""
@@ -120,12 +123,15 @@ class Composition:
         Whether the piece came to its end: at its barline, or with the last of the notes that the model was told of.
     queue_s, compose_s : float
         Seconds that it waited for a row, and that it had one.
+    first_s : float
+        Seconds until the chunk with its first note was composed.
     """
 
     tokens: TokenArray
     ended: bool
     queue_s: float = 0.0
     compose_s: float = 0.0
+    first_s: float = 0.0
 
 
 class UniformStream:

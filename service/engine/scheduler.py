@@ -81,6 +81,10 @@ class Scheduler:
         Chunks composed so far.
     notes : int
         Notes composed so far, of sequences that ended or still run.
+    rows : int
+        Sequences in all those chunks together.
+    begun : list of int
+        Ids of the sequences whose first note came in the last chunk.
     """
 
     def __init__(self, model: ChunkModel, slots: int, chunk: int, max_waiting: int) -> None:
@@ -88,10 +92,11 @@ class Scheduler:
         self._slots, self._chunk, self._max_waiting = slots, chunk, max_waiting
         self._queue: deque[_Waiting] = deque()
         self._group: list[Scheduler] = [self]
-        self.chunks = self.notes = 0
+        self.chunks = self.notes = self.rows = 0
+        self.begun: list[int] = []
         self._cancelled: set[int] = set()
         self._running: list[_Row] = []  # row i of those below
-        self._rows = model.rows(slots)
+        self._batch = model.rows(slots)
         self._inputs = _constant_inputs(slots, len(model.conditions))
 
     @classmethod
@@ -173,9 +178,11 @@ class Scheduler:
 
     def compose(self) -> list[Outcome]:
         """Compose one chunk for all that run; return the outcomes of those that ended."""
+        self.begun = []
         if not self._running:
             return []
-        tokens = self._rows.compose(self._make_chunk())
+        self.rows += len(self._running)
+        tokens = self._batch.compose(self._make_chunk())
         self.chunks += 1
         outcomes, ended = [], []
         ends: list[bool] = np.any(is_end(tokens), axis=1).tolist()
@@ -195,7 +202,7 @@ class Scheduler:
         while self._queue and len(self._running) < share:
             id, sequence, deadline = self._queue.popleft()
             row = len(self._running)
-            self._rows.start(row, sequence.bar_offset)
+            self._batch.start(row, sequence.bar_offset)
             for name, value in self._constants(sequence).items():
                 self._inputs[name][row] = value
             self._running.append(_Row(id, sequence, deadline, now, UniformStream(sequence.random_seed)))
@@ -252,6 +259,8 @@ class Scheduler:
         return Composition(tokens, ended=not len(full) or row.sequence.tell_length)
 
     def _keep(self, row: _Row, tokens: TokenArray, notes: int) -> None:
+        if notes and not row.notes:
+            self.begun.append(row.id)
         row.tokens.append(tokens.copy())
         row.notes += notes
         self.notes += notes
@@ -261,7 +270,7 @@ class Scheduler:
         for i in reversed(indices):
             last = len(self._running) - 1
             if i < last:
-                self._rows.move(last, i)
+                self._batch.move(last, i)
                 for array in self._inputs.values():
                     array[i] = array[last]
                 self._running[i] = self._running[last]

@@ -15,6 +15,7 @@ from werkzeug.exceptions import HTTPException
 
 from service.config import ServiceConfig
 from service.engine.devices import runs_on_gpu
+from service.engine.interface import ModelInfo
 from service.engine.process import Engine, start_engine
 from service.errors import (
     EngineFailed,
@@ -76,7 +77,7 @@ def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
     if engine is None:
         on_gpu = runs_on_gpu(config.provider)
         engine = start_engine(
-            config.model_path(on_gpu),
+            *config.model_paths(on_gpu),
             cores=1 if on_gpu else config.cores,  # a GPU has one queue of work
             slots=config.slots,
             chunk=config.chunk,
@@ -108,8 +109,7 @@ def _handlers(
     config: ServiceConfig, contract: Contract, engine: Engine, draining: threading.Event, metrics: Metrics
 ) -> dict[str, Callable[[], Response]]:
     """Return a handler for each operation, by operationId."""
-    info = engine.info
-    player = Player.from_metadata(info.name, info.metadata)
+    players = Player.by_name(engine.models)
     docs, watcher = DocsPage(contract.document), ClientWatcher(engine.cancel)
 
     def compose(operation: str, read_fields: Callable[[], Any]) -> Response:
@@ -117,13 +117,13 @@ def _handlers(
         media_type = negotiate(request)
         fields = contract.check(operation, read_fields())
         request.environ[ASKED] = {name: value for name, value in fields.items() if not isinstance(value, list)}
-        asked = GenerateRequest.from_fields(fields, player)
+        asked = GenerateRequest.from_fields(fields, players)
         deadline = time.monotonic() + config.deadline_s
         future = engine.submit(make_sequence(asked), deadline)
         read = time.perf_counter()
         composition = wait_for(engine, future, deadline, request.environ.get("gunicorn.socket"), watcher)
         composed = time.perf_counter()
-        response = respond(assemble(asked, composition, player), media_type, asked.repeatable)
+        response = respond(assemble(asked, composition, players[asked.model]), media_type, asked.repeatable)
         seconds = {"read": read - started, "queue": composition.queue_s, "compose": composition.compose_s}
         seconds |= {"write": time.perf_counter() - composed, "total": time.perf_counter() - started}
         metrics.time(composition, seconds["total"])
@@ -137,10 +137,11 @@ def _handlers(
         return compose("generateByQuery", lambda: parse_query(request.args.items(multi=True)))
 
     def list_models() -> Response:
-        told = {key: info.metadata[key] for key in _MODEL_KEYS if info.metadata.get(key) is not None}
-        return _json({"models": [{"name": info.name, "provider": info.provider, **told, **player.abilities()}]})
+        return _json({"models": [_describe(model, players[model.name]) for model in engine.models]})
 
     def live() -> Response:
+        if not engine.alive:
+            raise EngineFailed("the engine cannot be started")
         return _json({"status": "alive"})
 
     def ready() -> Response:
@@ -148,7 +149,7 @@ def _handlers(
             raise EngineFailed("the service is stopping")
         if not engine.ready:
             raise EngineFailed("the engine is starting")
-        return _json({"status": "ready", "model": info.name, "provider": info.provider})
+        return _json({"status": "ready", "model": engine.info.name, "provider": engine.info.provider})
 
     return {
         "generate": generate,
@@ -196,6 +197,12 @@ def _handle_errors(app: Flask, config: ServiceConfig) -> None:
     def harden(response: Response) -> Response:
         response.headers["X-Content-Type-Options"] = "nosniff"
         return response
+
+
+def _describe(model: ModelInfo, player: Player) -> dict[str, Any]:
+    """Return what /models tells of a model."""
+    told = {key: model.metadata[key] for key in _MODEL_KEYS if model.metadata.get(key) is not None}
+    return {"name": model.name, "provider": model.provider, "sha256": model.sha256, **told, **player.abilities()}
 
 
 def _json(body: Mapping[str, Any]) -> Response:

@@ -57,6 +57,7 @@ def make_sequence(request: GenerateRequest) -> Sequence:
         bar_ticks=conditions.metre.bar_ticks,
         tell_length=request.end and request.end_time is None,
         end_time=NOT_TOLD if request.end_time is None else request.end_time,
+        model=request.model,
     )
 
 
@@ -71,6 +72,7 @@ def assemble(request: GenerateRequest, composition: Composition, player: Player)
     composition : Composition
         What the engine made of `make_sequence(request)`.
     player : Player
+        The model that composed it.
     """
     asked, metre = request.conditions, request.conditions.metre
     last_onset = int(request.melody["time"][-1]) if len(request.melody) else 0

@@ -1,9 +1,10 @@
 """What the service must know of the model that plays: what it can be asked for, and what it is told if nothing is asked."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.engine.interface import ModelInfo
 from service.errors import ModelMismatch
 from service.music.piece import COMMON_TIME, TimeSignature
 from service.music.representation import time_signature_index
@@ -31,6 +32,11 @@ class Player:
     defaults: Mapping[str, int]
     attribution: str = ""
     conditions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def by_name(cls, models: Iterable[ModelInfo]) -> dict[str, "Player"]:
+        """Return the models of an engine by name, in their order."""
+        return {model.name: cls.from_metadata(model.name, model.metadata) for model in models}
 
     @classmethod
     def from_metadata(cls, name: str, metadata: Mapping[str, Any]) -> "Player":

@@ -40,6 +40,8 @@ class GenerateRequest:
         Whether the piece comes to its end, or stops after `length` notes.
     repeatable : bool
         Whether the client gave the random seed, so that the same request gives the same bytes.
+    model : str
+        Name of the model that composes.
     """
 
     random_seed: int
@@ -52,25 +54,27 @@ class GenerateRequest:
     include_seed: bool
     end: bool
     repeatable: bool
+    model: str
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any], player: Player) -> "GenerateRequest":
+    def from_fields(cls, fields: Mapping[str, Any], players: Mapping[str, Player]) -> "GenerateRequest":
         """Read the fields, defaults filled in, that the contract has let pass.
 
         Parameters
         ----------
         fields : mapping
             By name.
-        player : Player
-            The only model there is.
+        players : mapping of str to Player
+            The models by name; first the one for requests that name none.
 
         Raises
         ------
         InvalidRequest
             If fields contradict each other, the model is another or does not know what is asked, or the melody cannot be read.
         """
-        if fields.get("model", player.name) != player.name:
-            detail = f"`model` must be one of {shown(player.name)}; got {shown(fields['model'])}"
+        player = players.get(fields.get("model", next(iter(players))))
+        if player is None:
+            detail = f"`model` must be one of {', '.join(map(shown, players))}; got {shown(fields['model'])}"
             raise InvalidRequest([Violation("/model", detail)])
         seed, random_seed = fields.get("seed"), fields.get("random_seed")
         melody = records(NOTE)
@@ -96,6 +100,7 @@ class GenerateRequest:
             include_seed=fields["include_seed"],
             end=fields["end"],
             repeatable=random_seed is not None,
+            model=player.name,
         )
 
     @property

@@ -2,13 +2,12 @@
 
 import threading
 from concurrent.futures import Future
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from service.config import ServiceConfig
-from service.engine.interface import Load
+from service.engine.interface import Load, ModelInfo
 from service.engine.sampling import Composition, Sequence, UniformStream
 from service.errors import EngineOverloaded
 from service.music.keys import KEY_NAMES
@@ -60,9 +59,10 @@ class FakeEngine:
     """
 
     def __init__(self, max_waiting: int = 10) -> None:
-        self.info = SimpleNamespace(name="fake", metadata=METADATA, provider="cpu")
-        self.ready = True
-        self.load = Load(running=3, waiting=2, chunks=50, notes=700)
+        self.models = [ModelInfo("fake", METADATA, "cpu", "0" * 64)]
+        self.ready = self.alive = True
+        self.load = Load(running=3, waiting=2, chunks=50, steps=800, notes=700, rows=150, seconds=2.5)
+        self.slots = 64
         self.pending, self.restarts = 5, 1
         self.failure: Exception | None = None
         self.outcome: Exception | None = None
@@ -70,6 +70,10 @@ class FakeEngine:
         self.max_waiting = max_waiting
         self.submitted: list[Sequence] = []
         self.gave_up = threading.Event()
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.models[0]
 
     def submit(self, sequence: Sequence, deadline: float | None) -> "Future[Composition]":
         if self.failure:
@@ -115,5 +119,5 @@ def client(app):
 def bare_client():
     """A client of a service whose model says nothing of itself but what every model must."""
     engine = FakeEngine()
-    engine.info.metadata = {"representation_version": 1, "resolution": 24}
+    engine.models = [ModelInfo("fake", {"representation_version": 1, "resolution": 24}, "cpu", "0" * 64)]
     return create_app(ServiceConfig(), engine).test_client()

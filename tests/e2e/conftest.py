@@ -1,5 +1,6 @@
 """A service over a real socket: gunicorn, the engine's process and the shipped model."""
 
+import json
 import os
 import socket
 import subprocess
@@ -37,24 +38,27 @@ class Service:
     def metrics(self) -> dict[str, float]:
         return plain_values(self.http.get("/metrics").text)
 
-    def engine_pid(self) -> int:
-        """Return the id of the one process that composes."""
-        (pid,) = self.engine_pids()
-        return pid
-
-    def engine_pids(self) -> set[int]:
-        """Return the ids of the processes that compose: while a worker takes over from another one, each has its own."""
-        parents, engines = {}, []
+    def engine_pids(self) -> dict[int, int]:
+        """Return the ids of the processes that compose, and of the worker of each: one takes over from another at times."""
+        processes = {}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 command, status = (folder / "cmdline").read_bytes(), (folder / "stat").read_text()
             except OSError:  # it has just ended
                 continue
-            pid = int(folder.name)
-            parents[pid] = int(status.rpartition(")")[2].split()[1])
-            if b"service.engine.worker" in command:
-                engines.append(pid)
-        return {pid for pid in engines if parents.get(parents[pid]) == self.process.pid}
+            processes[int(folder.name)] = int(status.rpartition(")")[2].split()[1]), b"service.engine.worker" in command
+        workers = {pid for pid, (parent, _) in processes.items() if parent == self.process.pid}
+        return {pid: parent for pid, (parent, composes) in processes.items() if composes and parent in workers}
+
+    def engine_pid(self) -> int:
+        """Return the id of the one process that composes."""
+        (pid,) = self.engine_pids()
+        return pid
+
+    def worker_pid(self) -> int:
+        """Return the id of gunicorn's one worker."""
+        (pid,) = self.engine_pids().values()
+        return pid
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=CLIENT_TIMEOUT_S)
@@ -78,6 +82,14 @@ def wait_until(condition: Callable[[], bool]) -> bool:
     return met
 
 
+def request_bytes(**fields) -> bytes:
+    body = json.dumps(fields).encode()
+    return b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+
+
 def free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -85,8 +97,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(log: Path, **settings):
-    port = free_port()
+def running(log: Path, port: int | None = None, **settings):
+    port = port or free_port()
     environment = {**os.environ, "HOST": "127.0.0.1", "PORT": str(port), **settings}
     command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]
     with log.open("w") as errors, subprocess.Popen(

@@ -118,7 +118,7 @@ def test_a_row_alone_has_the_very_state_it_has_in_a_batch(model: OnnxModel) -> N
             scheduler.add(id, replace(sequence, length=1000, end_time=-1), float("inf"))
         for _ in range(4):
             scheduler.step(0.0)
-        states.append({name: array[0] for name, array in scheduler._rows.state.items()})
+        states.append({name: array[0] for name, array in scheduler._batch.state.items()})
     for name, array in states[0].items():
         assert array.tobytes() == states[1][name].tobytes(), name
 

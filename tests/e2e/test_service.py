@@ -1,27 +1,16 @@
 """gunicorn and the shipped model over a real socket: the files that clients get, and the clients that misbehave."""
 
-import io
 import json
-import os
-import select
-import signal
-import socket
-import subprocess
-import sys
 from bisect import bisect
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from statistics import median
 
-import httpx
 import mido
 import pretty_midi
 import pytest
 import symusic
 
-from tests.e2e.conftest import CLIENT_TIMEOUT_S, ROOT, free_port, running, wait_until
-from tests.metrics import plain_values
+from tests.e2e.conftest import request_bytes, running, wait_until
 
 
 def test_the_answer_is_a_file_that_every_player_opens(service, tmp_path):
@@ -222,14 +211,6 @@ def test_broken_http_is_the_clients_fault_and_told_in_the_same_shape(service, da
     assert service.http.get("/livez").status_code == 200
 
 
-def request_bytes(**fields) -> bytes:
-    body = json.dumps(fields).encode()
-    return b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
-        len(body),
-        body,
-    )
-
-
 def test_clients_that_leave_free_their_slots(tmp_path):
     with running(tmp_path / "log", NOCTURNE_CORES="1", NOCTURNE_SLOTS="1", NOCTURNE_QUEUE="100") as service:
         for seed in range(60):  # an hour of music for the one slot
@@ -251,142 +232,3 @@ def test_a_client_that_leaves_frees_its_slot_within_two_chunks(tmp_path):
         assert after["nocturne_requests_cancelled_total"] == 1
         assert after["nocturne_chunks_total"] - before["nocturne_chunks_total"] <= 2
         assert after["nocturne_notes_composed_total"] < 4096
-
-
-def test_a_killed_engine_costs_no_request_and_no_byte(tmp_path):
-    asked = [{"seed": seed, "length": 50 + 9 * (seed % 50), "end": seed % 2 == 0} for seed in range(50)]
-    with running(tmp_path / "log", NOCTURNE_SLOTS="8") as service, ThreadPoolExecutor(50) as crowd:
-        expected = [answer.content for answer in crowd.map(lambda fields: service.compose(**fields), asked)]
-        answers = [crowd.submit(lambda fields: service.compose(**fields), fields) for fields in asked]
-        assert wait_until(lambda: sum(answer.done() for answer in answers) >= 5)
-        assert not all(answer.done() for answer in answers)
-        os.kill(service.engine_pid(), signal.SIGKILL)
-        assert wait_until(lambda: service.http.get("/readyz").status_code == 503)
-        assert [answer.result().status_code for answer in answers] == [200] * 50
-        assert [answer.result().content for answer in answers] == expected
-        assert service.http.get("/readyz").status_code == 200
-        assert service.metrics()["nocturne_engine_restarts_total"] == 1
-
-
-def test_a_full_queue_is_said_at_once_and_nothing_else_is_refused(tmp_path):
-    with (
-        running(tmp_path / "log", NOCTURNE_CORES="1", NOCTURNE_SLOTS="1", NOCTURNE_QUEUE="1") as service,
-        ThreadPoolExecutor(16) as crowd,
-    ):
-        answers = list(crowd.map(lambda seed: service.compose(seed=seed, length=800, end=False), range(16)))
-        assert {answer.status_code for answer in answers} == {200, 503}
-        for refused in (answer for answer in answers if answer.status_code == 503):
-            assert refused.headers["Retry-After"]
-            assert refused.headers["Content-Type"] == "application/problem+json"
-
-
-def test_four_times_what_fits_is_answered_right_or_refused_at_once(tmp_path):
-    admin_port = free_port()
-    settings = {"NOCTURNE_CORES": "1", "NOCTURNE_SLOTS": "2", "NOCTURNE_QUEUE": "6", "ADMIN_PORT": str(admin_port)}
-    asked = [{"seed": seed, "length": 150, "end": False} for seed in range(8)]
-    with running(tmp_path / "log", **settings) as service, ThreadPoolExecutor(32) as crowd:
-        expected = [service.compose(**fields).content for fields in asked]
-        answers = [crowd.submit(lambda fields: service.compose(**fields), asked[i % 8]) for i in range(160)]
-        while not all(answer.done() for answer in answers):
-            assert httpx.get(f"http://127.0.0.1:{admin_port}/livez", timeout=CLIENT_TIMEOUT_S).status_code == 200
-            assert service.metrics()["nocturne_requests_pending"] <= 8
-        statuses = Counter(answer.result().status_code for answer in answers)
-        assert set(statuses) == {200, 503}
-        for i, answer in enumerate(answer.result() for answer in answers):
-            if answer.status_code == 200:
-                assert answer.content == expected[i % 8]
-            else:
-                assert answer.headers["Retry-After"]
-        assert wait_until(lambda: service.metrics()["nocturne_slots_in_use"] == 0)
-        assert service.metrics()["nocturne_requests_pending"] == 0
-
-
-def test_a_deadline_that_passes_is_said(tmp_path):
-    with (
-        running(tmp_path / "log", NOCTURNE_CORES="1", NOCTURNE_SLOTS="1", NOCTURNE_DEADLINE_S="1") as service,
-        ThreadPoolExecutor(50) as crowd,
-    ):
-        answers = list(crowd.map(lambda seed: service.compose(seed=seed, length=4096, end=False), range(50)))
-        assert {answer.status_code for answer in answers} <= {200, 504}
-        assert any(answer.status_code == 504 for answer in answers)
-
-
-def test_the_admin_port_has_probes_and_metrics_and_nothing_else(tmp_path):
-    settings = {"NOCTURNE_CORES": "1", "NOCTURNE_SLOTS": "1", "NOCTURNE_QUEUE": "1", "NOCTURNE_THREADS": "3"}
-    admin_port = free_port()
-    with running(tmp_path / "log", ADMIN_PORT=str(admin_port), **settings) as service, ExitStack() as stack:
-        admin = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{admin_port}", timeout=CLIENT_TIMEOUT_S))
-        assert admin.get("/readyz").json()["status"] == "ready"
-        assert admin.get("/metrics").text.startswith("# HELP nocturne_")
-        for path in ("/generate", "/models", "/"):
-            assert admin.get(path).status_code == 404
-            assert admin.get(path).headers["Content-Type"] == "application/problem+json"
-        for seed in range(2):  # one composes, one waits
-            stack.enter_context(service.connect()).sendall(request_bytes(seed=seed, length=4096, end=False))
-        assert wait_until(lambda: plain_values(admin.get("/metrics").text)["nocturne_requests_pending"] == 2)
-        assert admin.get("/livez").status_code == 200
-
-
-def test_sigterm_lets_what_is_under_way_come_to_its_end(tmp_path):
-    admin_port = free_port()
-    with (
-        running(tmp_path / "log", ADMIN_PORT=str(admin_port)) as service,
-        service.connect() as connection,
-        io.BytesIO() as answer,
-    ):
-        assert httpx.get(f"http://127.0.0.1:{admin_port}/readyz").status_code == 200
-        assert service.http.get("/livez").status_code == 200
-        connection.sendall(request_bytes(seed=1, length=4096, end=False))
-        select.select([connection], [], [], 0.3)  # enough for gunicorn to take the request
-        service.process.send_signal(signal.SIGTERM)
-        assert wait_until(lambda: is_refused(admin_port)), "it still says that it is ready"
-        assert not select.select([connection], [], [], 0)[0], "readiness was to drop before the last answer"
-        while data := connection.recv(65536):
-            answer.write(data)
-        assert answer.getvalue().startswith(b"HTTP/1.1 200 ")
-        assert b"Nocturne-Notes: 4096" in answer.getvalue()
-        assert service.process.wait(CLIENT_TIMEOUT_S) == 0
-        with pytest.raises(ConnectionRefusedError):
-            service.connect()
-
-
-def test_sighup_replaces_the_worker_and_no_request_is_lost(tmp_path):
-    asked = [{"seed": seed, "length": 200 + 10 * seed, "end": False} for seed in range(16)]
-    with running(tmp_path / "log", NOCTURNE_CORES="1", NOCTURNE_SLOTS="8") as service, ThreadPoolExecutor(16) as crowd:
-        expected = [service.compose(**fields).content for fields in asked]
-        before = service.engine_pids()
-        answers = [crowd.submit(lambda fields: service.compose(**fields), fields) for fields in asked * 3]
-        assert wait_until(lambda: sum(answer.done() for answer in answers) >= 3)
-        service.process.send_signal(signal.SIGHUP)
-        assert [answer.result().status_code for answer in answers] == [200] * len(answers)
-        assert [answer.result().content for answer in answers] == expected * 3
-        assert wait_until(lambda: service.engine_pids() and not service.engine_pids() & before), "the old engine still runs"
-        assert service.compose(**asked[0]).content == expected[0]
-
-
-def is_refused(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=CLIENT_TIMEOUT_S).close()
-    except ConnectionRefusedError:
-        return True
-    return False
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"NOCTURNE_SLOT": "1"}, "`NOCTURNE_SLOT` is not a setting; did you mean `NOCTURNE_SLOTS`?"),
-        ({"NOCTURNE_MODEL": "none"}, "`NOCTURNE_MODEL` must be one of"),
-        ({"ADMIN_PORT": "{PORT}"}, "`ADMIN_PORT` must be free; "),
-        ({"NOCTURNE_MODEL_DIR": "/nowhere"}, "`NOCTURNE_MODEL_DIR` must be a folder with exported models (*.onnx); got /nowhere"),
-    ],
-)
-def test_a_start_that_cannot_succeed_ends_with_one_sentence(settings, message):
-    port = str(free_port())
-    settings = {name: value.format(PORT=port) for name, value in settings.items()}
-    command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]
-    environment = {**os.environ, "PORT": port, **settings}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S)
-    assert ended.returncode != 0
-    assert message in ended.stderr
-    assert "Traceback" not in ended.stderr

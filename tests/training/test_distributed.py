@@ -20,7 +20,7 @@ from training.__main__ import main
 from training.batches import Augmentation, WindowStream
 from training.checkpoint import BEST, LAST, InvalidCheckpoint, load_checkpoint
 from training.data import load_dataset
-from training.distributed import ALONE, CannotShare, Group
+from training.distributed import ALONE, CannotShare, Group, leave_group
 from training.fit import CannotResume, dropout_seed, fit
 from training.model import ModelConfig
 
@@ -121,7 +121,7 @@ def _train_together(rank: int, folder: Path, data: Path) -> None:
         fit(dataset, folder / "none", shape, config, resume=True, group=group)
     with pytest.raises(CannotShare, match="differ in their settings"):
         fit(dataset, folder / "other", shape, replace(config, seed=rank), group=group)
-    dist.destroy_process_group()
+    leave_group()
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ PLAYER = Player("piano", TimeSignature(0, 4, 4), {"metre": 1}, "Music by nobody"
 def request(seed=(), **fields):
     given = {"temperature": 1.0, "min_p": 0.05, "include_seed": True, "end": True, "random_seed": 42, **fields}
     given |= {} if "bars" in given else {"length": given.get("length", 4)}
-    return GenerateRequest.from_fields({**given, "seed": list(seed)} if seed else given, PLAYER)
+    return GenerateRequest.from_fields({**given, "seed": list(seed)} if seed else given, {PLAYER.name: PLAYER})
 
 
 def note(shift, pitch, duration=12, velocity=17, qpm=DEFAULT_QPM, hand=Hand.RIGHT):

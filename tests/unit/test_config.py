@@ -96,24 +96,27 @@ def test_variables_that_kubernetes_injects_for_a_service_of_our_name_are_no_sett
     assert read(**injected) == ServiceConfig()
 
 
-def test_the_model_is_the_only_one_or_the_one_named(tmp_path):
-    def path(name: str = "", precision: str = "auto", on_gpu: bool = False) -> Path:
-        return ServiceConfig(model_dir=tmp_path, model=name, precision=precision).model_path(on_gpu)
+def test_the_models_are_all_there_are_and_the_first_is_the_one_named(tmp_path):
+    def paths(name: str = "", precision: str = "auto", on_gpu: bool = False) -> list[str]:
+        config = ServiceConfig(model_dir=tmp_path, model=name, precision=precision)
+        return [path.name for path in config.model_paths(on_gpu)]
 
     with pytest.raises(InvalidSetting, match=r"`NOCTURNE_MODEL_DIR` must be a folder with exported models"):
-        path()
+        paths()
     (tmp_path / "a.onnx").touch()
-    assert path() == path("a") == path("a", "float32") == tmp_path / "a.onnx"
+    assert paths() == paths("a") == paths("a", "float32") == ["a.onnx"]
     with pytest.raises(InvalidSetting, match="`NOCTURNE_PRECISION` must be float32 for the model a; got int8"):
-        path(precision="int8")
+        paths(precision="int8")
     (tmp_path / "a.int8.onnx").touch()
-    assert path() == path("a") == path("a", "int8") == tmp_path / "a.int8.onnx"
-    assert path("a", "float32") == path(on_gpu=True) == tmp_path / "a.onnx"
+    assert paths() == paths("a") == paths("a", "int8") == ["a.int8.onnx"]
+    assert paths("a", "float32") == paths(on_gpu=True) == ["a.onnx"]
     with pytest.raises(InvalidSetting, match="`NOCTURNE_PRECISION` must be auto or float32 on a GPU; got int8"):
-        path(precision="int8", on_gpu=True)
+        paths(precision="int8", on_gpu=True)
     (tmp_path / "b.onnx").touch()
-    assert path("b") == tmp_path / "b.onnx"
+    assert paths("b") == ["b.onnx", "a.int8.onnx"]
     with pytest.raises(InvalidSetting, match="must be one of a, b; it is not set"):
-        path()
+        paths()
     with pytest.raises(InvalidSetting, match=r"must be one of a, b; got \.\./a"):
-        path("../a")
+        paths("../a")
+    (tmp_path / "nocturne.onnx").touch()
+    assert paths() == ["nocturne.onnx", "a.int8.onnx", "b.onnx"]

@@ -26,7 +26,8 @@ class FakeProcess:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         self.client_end, self.connection = Connection(ours.detach()), Connection(theirs.detach())
-        self.connection.send_bytes(pack({"kind": "ready", "name": "fake", "metadata": {}, "provider": "cpu"}))
+        model = {"name": "fake", "metadata": {}, "provider": "cpu", "sha256": ""}
+        self.connection.send_bytes(pack({"kind": "ready", "models": [model]}))
 
     def answer(self, count: int, length: int) -> None:
         """Answer `count` sequences with pieces of `length` tokens, each without waiting for the client to read."""
@@ -34,7 +35,7 @@ class FakeProcess:
             message = unpack(self.connection.recv_bytes())
             tokens = np.ones((length, len(FIELDS)), np.int32)
             composition = {"kind": "composition", "id": message["id"], "tokens": tokens, "ended": False}
-            composition |= {"queue_s": 0.0, "compose_s": 0.0}
+            composition |= {"queue_s": 0.0, "compose_s": 0.0, "first_s": 0.0}
             self.connection.send_bytes(pack(composition))
 
     def terminate(self) -> None:
@@ -52,7 +53,7 @@ def fake(monkeypatch):
 
 
 def test_submitting_never_waits_for_the_process_to_read(fake) -> None:
-    engine = Engine(EngineConfig(Path("fake.onnx")))
+    engine = Engine(EngineConfig((Path("fake.onnx"),)))
     melody = np.ones((2000, len(FIELDS)), np.int32)  # 48 kB: a few of them fill a socket
     with ThreadPoolExecutor(1) as pool:
         futures = pool.submit(lambda: [engine.submit(Sequence(i, 10, melody)) for i in range(100)]).result(CLIENT_TIMEOUT_S)

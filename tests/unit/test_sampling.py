@@ -60,7 +60,9 @@ def test_the_model_is_told_the_length_of_the_whole_piece_or_its_last_barline_or_
 
 def test_a_sequence_travels_whole() -> None:
     forced = np.arange(12, dtype=np.int32).reshape(2, 6)
-    sent = Sequence(5, 9, forced, SamplingParams(0.5, 0.2), {"metre": 2, "key": 3}, 72, 24, tell_length=True, end_time=720)
+    sent = Sequence(
+        5, 9, forced, SamplingParams(0.5, 0.2), {"metre": 2, "key": 3}, 72, 24, tell_length=True, end_time=720, model="m"
+    )
     assert all(value != Sequence(1, 2).__dict__[name] for name, value in vars(sent).items() if name != "forced"), "no defaults"
     message = _sequence_message(1, _Pending(sent, float("inf"), Future()))
     got = read_sequence(unpack(pack(message)))
