@@ -1,17 +1,25 @@
 # The service with its models: `docker build -t nocturne .`, then `docker run -p 8080:8080 nocturne`.
-# GPU=1 adds the CUDA and cuDNN libraries; without them the image runs on the CPU. Runs read-only with a tmpfs at /tmp.
+# GPU=1 adds the CUDA and cuDNN libraries; without them the image runs on the CPU. Runs read-only with a tmpfs at /tmp, and needs
+# no shell. To build on the very same base again, name its digest: `make image BASE=python:3.11-slim-bookworm@sha256:...`.
 ARG BASE=python:3.11-slim-bookworm
 
+# checkov:skip=CKV_DOCKER_7:BASE has a version unless whoever builds gives another
 FROM ${BASE} AS build
 ARG GPU=0
 WORKDIR /build
-COPY pyproject.toml constraints.txt ./
+COPY pyproject.toml constraints.txt LICENSE ./
 # The core dependencies alone: the code is copied, not installed, and so a change of code installs nothing again.
 RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" > requirements.txt \
  && if [ "${GPU}" = 1 ]; then printf "onnxruntime-gpu[cuda,cudnn]\nonnx\n" >> requirements.txt; fi \
  && python -m venv /opt/venv \
  && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt \
  && /opt/venv/bin/python -m pip uninstall --yes pip setuptools
+# What is installed, with its licences, as CycloneDX. The tool that writes it stays behind in this stage.
+RUN python -m venv /opt/sbom \
+ && /opt/sbom/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt cyclonedx-bom \
+ && mkdir /app \
+ && /opt/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --gather-license-texts --output-reproducible \
+    -o /app/sbom.cdx.json /opt/venv
 COPY openapi.yaml LICENSE /app/
 COPY service /app/service
 COPY exported /app/exported
@@ -19,6 +27,10 @@ COPY exported /app/exported
 RUN /opt/venv/bin/python -m compileall -q /app/service
 
 FROM ${BASE}
+# The licences are those of the code and of the models; sbom.cdx.json has those of the packages.
+LABEL org.opencontainers.image.title="nocturne" \
+      org.opencontainers.image.description="Composes piano music: an LSTM, exported to ONNX, behind a stateless HTTP service" \
+      org.opencontainers.image.licenses="MIT AND CC-BY-SA-4.0"
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /app /app
 WORKDIR /app

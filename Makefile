@@ -12,7 +12,7 @@ export ORT_DISABLE_TELEMETRY = 1
 export HOST PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help serve setup test check format prepare train resume evaluate export report examples bench image clean
+.PHONY: help serve setup test fuzz check format prepare train resume evaluate export report examples bench image audit clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ setup: $(VENV)/.all  ## install everything, training and development included
 
 test: $(VENV)/.all  ## run the whole test suite
 	$(bin)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.all  ## 100,000 random requests of each kind: a quarter of an hour
+	$(bin)/python -m pytest tests/contract/test_hostile.py --hypothesis-profile=fuzz
 
 check: $(VENV)/.all  ## format, lint, types, imports
 	$(bin)/ruff format --check .
@@ -68,8 +71,16 @@ bench: $(VENV)/.all  ## speed and exactness, as ratios and bounds: half an hour,
 	$(bin)/python -m bench.http
 	$(bin)/python -m bench.peers
 
-image:  ## build the container image (GPU=1 adds CUDA)
-	docker build --build-arg GPU=$(or $(GPU),0) -t nocturne .
+image:  ## build the container image (GPU=1 adds CUDA, BASE=... names its base) and write what is in it to nocturne.cdx.json
+	docker build --build-arg GPU=$(or $(GPU),0) $(if $(BASE),--build-arg BASE=$(BASE)) -t nocturne .
+	container=$$(docker create nocturne) && { docker cp $$container:/app/sbom.cdx.json nocturne.cdx.json; status=$$?; \
+		docker rm $$container > /dev/null; exit $$status; }
+
+# Without --strict, a version that cannot be looked up would count as one without faults. What it prints last says it all.
+audit: $(VENV)/audit/.done  ## look constraints.txt up among the known vulnerabilities; fails if that cannot be done
+	@cd $(VENV)/audit && rm -f found && if bin/pip-audit --strict --progress-spinner off --no-deps --disable-pip -o found \
+		$(AUDIT_ARGS) -r $(CURDIR)/constraints.txt 2> log; then tail -n 1 log; else tail -n 1 log >&2; \
+		cat found 2> /dev/null || echo "make audit: no answer from the index of vulnerabilities, so nothing is known" >&2; exit 1; fi
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -85,3 +96,8 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.all: pyproject.toml constraints.txt | $(VENV)/bin/python
 	PYTHONWARNINGS=ignore $(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(VENV)/.core $@
+
+$(VENV)/audit/.done: constraints.txt | $(VENV)/bin/python
+	$(bin)/python -m venv $(VENV)/audit
+	PYTHONWARNINGS=ignore $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip-audit
+	touch $@

@@ -9,11 +9,13 @@ import sys
 from service.config import InvalidSetting, ServiceConfig
 from service.errors import NocturneError
 from service.web.app import create_app
+from service.web.telemetry import start_tracing
 
 
 def main() -> int:
     """Print that the service can start, or why not."""
     try:
+        start_tracing(os.environ).close()
         app = create_app(ServiceConfig.from_environment(os.environ))
     except (InvalidSetting, NocturneError) as error:
         print(error, file=sys.stderr)

@@ -23,6 +23,7 @@ _EXPORTED = Path(__file__).resolve().parents[1] / "exported"
 # Kubernetes and Docker put variables like NOCTURNE_SERVICE_HOST and NOCTURNE_PORT_8080_TCP_ADDR into every container beside a
 # service that is named "nocturne". They are not ours and no reason to refuse the start.
 _INJECTED = re.compile(r"NOCTURNE_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\w+)?)")
+_ORIGIN = re.compile(r"\*|https?://(\[[0-9a-f:]+\]|[a-z0-9.-]+)(:[0-9]{1,5})?")  # as browsers write them (RFC 6454)
 
 
 class InvalidSetting(ValueError):
@@ -64,6 +65,14 @@ class ServiceConfig:
         Seconds that a request may take.
     max_body_bytes : int
         Largest request body.
+    api_keys_file : Path, optional
+        The API keys of those who may compose; None lets everybody.
+    notes_per_minute : int
+        What each client may ask for; 0 sets no limit.
+    proxies : int
+        In front of the service; each adds an address to X-Forwarded-For.
+    cors_origins : tuple of str
+        Whose pages may call the service from a browser.
     access_log : str
         "json": a line for each request, on the standard error stream.
     threads : int
@@ -99,6 +108,17 @@ class ServiceConfig:
         "NOCTURNE_DEADLINE_S", "seconds", "a request may take before it is answered 504", 1, 3600))
     max_body_bytes: int = field(default=2**20, metadata=_about(
         "NOCTURNE_MAX_BODY_BYTES", "bytes", "of a request body, which bounds what a request costs to read", 1024, 2**30))
+    api_keys_file: Path | None = field(default=None, metadata=_about(
+        "NOCTURNE_API_KEYS_FILE", "file", "the API keys of those who may compose, as `python -m service.keys` writes them; "
+        "empty: everybody may"))
+    notes_per_minute: int = field(default=0, metadata=_about(
+        "NOCTURNE_NOTES_PER_MINUTE", "notes", "that each client, known by its key or its address, may ask for in a minute; 0: as "
+        "many as it likes", 0, 10**9))
+    proxies: int = field(default=0, metadata=_about(
+        "NOCTURNE_PROXIES", "proxies", "in front of the service, whose X-Forwarded-For is believed", 0, 16))
+    cors_origins: tuple[str, ...] = field(default=(), metadata=_about(
+        "NOCTURNE_CORS_ORIGINS", "origins", "whose pages may call the service from a browser, as https://example.org, with "
+        "commas between; * for all"))
     access_log: str = field(default="json", metadata=_about(
         "NOCTURNE_ACCESS_LOG", "json or off", "a line for each request, on stderr; without probes", choices=("json", "off")))
     threads: int = field(default=0, metadata=_about(
@@ -184,4 +204,12 @@ def _parse(limits: Mapping[str, Any], kind: Any, text: str) -> Any:
         return value
     if limits["choices"] and text not in limits["choices"]:
         raise InvalidSetting(f"`{name}` must be one of {', '.join(limits['choices'])}; got {text}")
-    return Path(text) if kind is Path else text
+    if kind == tuple[str, ...]:
+        origins = tuple(origin.strip() for origin in text.split(","))
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise InvalidSetting(
+                    f"`{name}` must be origins like https://example.org:8443, with commas between, or *; got {origin}"
+                )
+        return origins
+    return Path(text) if kind in (Path, Path | None) else text

@@ -4,6 +4,8 @@ NocturneError
 ├── InvalidMusic          a MIDI file or a list of notes that cannot be read as piano music
 ├── InvalidRequest        a request that the contract or the model refuses; carries one Violation per field
 ├── ModelMismatch         a model file that is not what this version of the service can run
+├── UnknownClient         a request without an API key of this service, where one is needed
+├── QuotaExceeded         a client that asked for more notes than it may, for now
 ├── EngineOverloaded      the queue of the engine is full: try again later
 ├── EngineFailed          the engine's process cannot be reached
 └── GenerationTimeout     the deadline of a request passed before its last note
@@ -42,6 +44,27 @@ class InvalidRequest(NocturneError):
     def __init__(self, violations: Sequence[Violation]) -> None:
         super().__init__("; ".join(v.detail for v in violations))
         self.violations = tuple(violations)
+
+
+class UnknownClient(NocturneError):
+    """A request without an API key, or with one that is not among ours."""
+
+
+class QuotaExceeded(NocturneError):
+    """A client that asks for more than it may.
+
+    Parameters
+    ----------
+    detail : str
+    limit, left : int
+        Notes that it may ask for in a minute, and those it may ask for now.
+    retry_after_s : int
+        Seconds after which the same request may be sent again; 60 if it never may.
+    """
+
+    def __init__(self, detail: str, limit: int, left: int, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.limit, self.left, self.retry_after_s = limit, left, retry_after_s
 
 
 class ModelMismatch(NocturneError):

@@ -71,15 +71,21 @@ def when_ready(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Tell the worker the limit of a body, and give every error one shape."""
+    """Tell the worker the limit of a body, and the log what is not worth a line."""
     worker.max_body = _config.max_body_bytes
     logging.getLogger("gunicorn.error").addFilter(lambda record: not _is_timeout(record))
-    util.write_error = _write_problem
 
 
 def post_worker_init(worker: Any) -> None:
     """Open the admin port, and say in one line how to call the service, now that it answers."""
     app = worker.wsgi
+    worker.on_refusal = app.extensions["metrics"].reject
+
+    def write_problem(sock: socket.socket, status: int, reason: str, detail: str) -> None:
+        worker.on_refusal("http")
+        util.write_nonblock(sock, problem_bytes(status, reason, detail))
+
+    util.write_error = write_problem  # what the parser refuses has the shape of every other error
     try:
         admin = AdminServer(app, _config.host, _config.admin_port) if _config.admin_port else None
     except OSError as error:
@@ -102,15 +108,12 @@ def post_worker_init(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """End the engine's process once the last request is answered."""
+    """End the engine's process once the last request is answered, and send the last traces."""
     if getattr(worker, "wsgi", None):  # not there if the application failed to load
         worker.wsgi.extensions["engine"].close()
+        worker.wsgi.extensions["tracing"].close()
 
 
 def _is_timeout(record: logging.LogRecord) -> bool:
     """Return whether a log record only says that a client was too slow to take its answer."""
     return record.exc_info is not None and isinstance(record.exc_info[1], TimeoutError)
-
-
-def _write_problem(sock: socket.socket, status_int: int, reason: str, mesg: str) -> None:
-    util.write_nonblock(sock, problem_bytes(status_int, reason, mesg))

@@ -1,7 +1,7 @@
 """Who asked for what, and how long it took: one line of JSON a request, an id for each, and the trace that it belongs to.
 
 The ids of a client are taken over where they have the form that such ids have, so that nothing else gets into a log or a header.
-Probes that succeed are not worth a line.
+Probes that succeed are not worth a line, nor a span.
 """
 
 import logging
@@ -16,12 +16,12 @@ import orjson
 from flask import Flask, Response, request
 
 from service.web.admin import ADMIN_PATHS
+from service.web.telemetry import Trace, Tracing
 
-ASKED = "nocturne.asked"  # in the WSGI environment: what was asked for, without a melody
-_ID, _TRACE, _STARTED = "nocturne.request_id", "nocturne.traceparent", "nocturne.started"
+# In the WSGI environment: what was asked for, without a melody; the client's name where it has a key
+ASKED, CLIENT = "nocturne.asked", "nocturne.client"
+_ID, _TRACE, _STARTED = "nocturne.request_id", "nocturne.trace", "nocturne.started"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# https://www.w3.org/TR/trace-context/: version, trace, span and flags; ids of zeros are none
-_TRACEPARENT = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})")
 _TIMING = re.compile(r"(\w+);dur=([0-9.]+)")
 _log = logging.getLogger("nocturne.access")
 
@@ -31,12 +31,13 @@ def server_timing(milliseconds: dict[str, float]) -> str:
     return ", ".join(f"{name};dur={value:.1f}" for name, value in milliseconds.items())
 
 
-def trace_requests(app: Flask, log: bool) -> None:
+def trace_requests(app: Flask, log: bool, tracing: Tracing) -> None:
     """Give every request of an application an id and a trace, and a line in the log if one is wanted."""
     if log and not _log.handlers:
         _log.addHandler(logging.StreamHandler(sys.stderr))
         _log.setLevel(logging.INFO)
         _log.propagate = False
+    for_probes = Tracing()
 
     @app.before_request
     def begin() -> None:
@@ -44,26 +45,31 @@ def trace_requests(app: Flask, log: bool) -> None:
         environ[_STARTED] = time.perf_counter()
         given = request.headers.get("X-Request-Id", "")
         environ[_ID] = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-        found = _TRACEPARENT.fullmatch(request.headers.get("traceparent", ""))
-        trace, flags = found.groups() if found else (secrets.token_hex(16), "00")
-        environ[_TRACE] = f"00-{trace}-{secrets.token_hex(8)}-{flags}"
+        begins = for_probes if request.path in ADMIN_PATHS else tracing
+        environ[_TRACE] = begins.begin(request.headers.get("traceparent", ""))
 
     @app.after_request
     def end(response: Response) -> Response:
+        trace: Trace = request.environ[_TRACE]
         response.headers["X-Request-Id"] = request.environ[_ID]
-        response.headers["traceparent"] = request.environ[_TRACE]
+        response.headers["traceparent"] = trace.traceparent
+        timing = {name: float(value) for name, value in _TIMING.findall(response.headers.get("Server-Timing", ""))}
+        line = _line(response, trace.id, timing)
+        parts = {name: value for name, value in timing.items() if name != "total"}
+        trace.end(request.endpoint or "none", _attributes(line), parts)
         if log and not (request.path in ADMIN_PATHS and response.status_code == 200):
-            _log.info(orjson.dumps(_line(response)).decode())
+            _log.info(orjson.dumps(line).decode())
         return response
 
 
-def _line(response: Response) -> dict[str, Any]:
+def _line(response: Response, trace: str, timing: dict[str, float]) -> dict[str, Any]:
     environ, headers = request.environ, response.headers
     line: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "id": environ[_ID],
-        "trace": environ[_TRACE].split("-")[1],
+        "trace": trace,
         "client": request.remote_addr,
+        "key": environ.get(CLIENT),
         "method": request.method,
         "path": request.path,
         "status": response.status_code,
@@ -74,5 +80,19 @@ def _line(response: Response) -> dict[str, Any]:
         "notes": headers.get("Nocturne-Notes", type=int),
         "model": headers.get("Nocturne-Model"),
     }
-    line |= {f"{name}_ms": float(value) for name, value in _TIMING.findall(headers.get("Server-Timing", ""))}
+    line |= {f"{name}_ms": value for name, value in timing.items()}
     return {name: value for name, value in line.items() if value is not None}
+
+
+def _attributes(line: dict[str, Any]) -> dict[str, Any]:
+    """Return what a span tells (https://opentelemetry.io/docs/specs/semconv/http/http-spans/), and what only we know."""
+    return {
+        "http.request.method": line["method"],
+        "url.path": line["path"],
+        "http.response.status_code": line["status"],
+        "client.address": line.get("client"),
+        "nocturne.request_id": line["id"],
+        "nocturne.seed": line.get("seed"),
+        "nocturne.notes": line.get("notes"),
+        "nocturne.model": line.get("model"),
+    }

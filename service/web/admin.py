@@ -16,6 +16,7 @@ from flask import Flask
 from service.web.problems import problem
 
 ADMIN_PATHS = ("/livez", "/readyz", "/metrics")
+ON_ADMIN_PORT = "nocturne.on_admin_port"  # in the WSGI environment
 _TIMEOUT_S = 5  # for a client to send its request
 
 
@@ -53,7 +54,7 @@ def _only(app: Flask) -> Any:
 
     def admin(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ.get("PATH_INFO") in ADMIN_PATHS:
-            return app(environ, start_response)
+            return app({**environ, ON_ADMIN_PORT: True}, start_response)
         return problem(404, f"this port has {', '.join(ADMIN_PATHS)} only")(environ, start_response)
 
     return admin

@@ -1,5 +1,7 @@
 """A composed piece as the answer to a request: which form the client accepts, and the bytes of each."""
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -13,6 +15,8 @@ from service.web.compose import Answer
 
 MIDI, JSON = "audio/midi", "application/json"
 _ACCEPTED = {MIDI: MIDI, "audio/x-midi": MIDI, "audio/mid": MIDI, JSON: JSON}  # in order of preference, with aliases
+VARY = "Accept"  # what of a request's headers its answer depends on
+HOUR_S, YEAR_S = 3600, 31_536_000
 _DIGITS = 5  # of a time in quarter notes: enough to find the tick again
 
 
@@ -37,7 +41,49 @@ def negotiate(request: Request) -> str:
     return _ACCEPTED[chosen]
 
 
-def respond(answer: Answer, media_type: str, repeatable: bool) -> Response:
+def entity_tag(fields: Mapping[str, Any], media_type: str, model_sha256: str, version: str) -> str:
+    """Return the entity tag of the answer to a request, which is known before it is composed.
+
+    The bytes follow from what is asked for, from the model and from the program; so does the tag. It may differ for requests that
+    have the same answer, never the other way round.
+
+    Parameters
+    ----------
+    fields : mapping
+        What is asked for, defaults filled in; with a random seed.
+    media_type : str
+        MIDI or JSON.
+    model_sha256, version : str
+        Of the model's file, and of this program.
+    """
+    asked = orjson.dumps([fields, media_type, model_sha256, version], option=orjson.OPT_SORT_KEYS)
+    return f'"{hashlib.sha256(asked).hexdigest()[:32]}"'
+
+
+def not_modified(request: Request, tag: str) -> bool:
+    """Return whether the client, or the cache in front of it, has the answer already (RFC 9110, section 13)."""
+    return request.if_none_match.contains_weak(tag.strip('"'))
+
+
+def cache_for(kept: bool, pinned: bool, private: bool) -> str:
+    """Return how long an answer may be kept, as `Cache-Control` says it.
+
+    Parameters
+    ----------
+    kept : bool
+        Whether the same request has the same answer, and is one that caches know.
+    pinned : bool
+        Whether the request names its model; which one answers otherwise is the operator's to change.
+    private : bool
+        Whether the answer is for this client only, who has a key.
+    """
+    if not kept:
+        return "no-store"
+    how_long = f"max-age={YEAR_S}, immutable" if pinned else f"max-age={HOUR_S}"
+    return f"{'private' if private else 'public'}, {how_long}"
+
+
+def respond(answer: Answer, media_type: str) -> Response:
     """Return the response to a request.
 
     Parameters
@@ -45,8 +91,6 @@ def respond(answer: Answer, media_type: str, repeatable: bool) -> Response:
     answer : Answer
     media_type : str
         MIDI or JSON.
-    repeatable : bool
-        Whether the same request has the same answer; if not, no cache may keep it.
     """
     body = write_midi(answer.piece, answer.end) if media_type == MIDI else orjson.dumps(as_json(answer))
     response = Response(body, content_type=media_type)
@@ -54,11 +98,9 @@ def respond(answer: Answer, media_type: str, repeatable: bool) -> Response:
     response.headers["Nocturne-Notes"] = str(answer.notes_composed)
     response.headers["Nocturne-Ended"] = str(answer.ended).lower()
     response.headers["Nocturne-Model"] = answer.model
-    response.headers["Vary"] = "Accept"
+    response.headers["Vary"] = VARY
     if media_type == MIDI:
         response.headers["Content-Disposition"] = f'attachment; filename="nocturne-{answer.random_seed}.mid"'
-    if not repeatable:
-        response.headers["Cache-Control"] = "no-store"
     return response
 
 

@@ -1,9 +1,8 @@
-"""The HTTP side of the service: `create_app`, a handler for each operation of openapi.yaml, and the table from error to status.
+"""The HTTP side of the service: `create_app`, and a handler for each operation of openapi.yaml.
 
 Stateless: nothing outlives a request but the engine.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,42 +10,30 @@ from typing import Any
 
 import orjson
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import NotFound
 
 from service.config import ServiceConfig
 from service.engine.devices import runs_on_gpu
 from service.engine.interface import ModelInfo
 from service.engine.process import Engine, start_engine
-from service.errors import (
-    EngineFailed,
-    EngineOverloaded,
-    GenerationTimeout,
-    InvalidMusic,
-    InvalidRequest,
-    NocturneError,
-    Violation,
-)
-from service.web.access import ASKED, server_timing, trace_requests
-from service.web.answers import negotiate, respond
-from service.web.body import read_json
+from service.errors import EngineFailed, GenerationTimeout
+from service.web.access import ASKED, CLIENT, server_timing, trace_requests
+from service.web.admin import ON_ADMIN_PORT
+from service.web.answers import VARY, cache_for, entity_tag, negotiate, not_modified, respond
+from service.web.body import read_json, read_midi_file
 from service.web.compose import assemble, make_sequence
 from service.web.contract import Contract, parse_query
 from service.web.docs import DocsPage
+from service.web.hardening import harden
 from service.web.metrics import Metrics
 from service.web.player import Player
-from service.web.problems import CLIENT_LEFT, problem
+from service.web.preferences import APPLIED, PREFER, wait_preference
+from service.web.quotas import Quotas, cost_of
+from service.web.refusals import handle_errors
 from service.web.requests import GenerateRequest
-from service.web.waiting import ClientLeft, ClientWatcher, wait_for
-
-# The one table from error to HTTP status. What is not here is a fault of the service: 500.
-STATUS: Mapping[type[NocturneError], int] = {
-    InvalidRequest: 422,
-    InvalidMusic: 422,
-    EngineOverloaded: 503,
-    EngineFailed: 503,
-    GenerationTimeout: 504,
-}
-RETRY_AFTER_S = 1  # after a 503: a slot becomes free, or the engine has started again, within about a second
+from service.web.telemetry import Tracing
+from service.web.upload import Upload, read_upload
+from service.web.waiting import ClientWatcher, wait_for
 
 # What /models tells of a model's metadata, beside what can be asked of it.
 _MODEL_KEYS = (
@@ -54,10 +41,8 @@ _MODEL_KEYS = (
     "training",
 )  # fmt: skip
 
-_log = logging.getLogger(__name__)
 
-
-def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
+def create_app(config: ServiceConfig, engine: Engine | None = None, tracing: Tracing | None = None) -> Flask:
     """Make the WSGI application.
 
     Parameters
@@ -66,6 +51,8 @@ def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
     engine : Engine, optional
         What composes; started by `config` if left out. It is found again as `app.extensions["engine"]`, and whoever runs the
         application closes it; before, it sets the event `app.extensions["draining"]`, and /readyz says so.
+    tracing : Tracing, optional
+        Where traces of requests go; nowhere if left out. Whoever runs the application closes `app.extensions["tracing"]`, too.
 
     Raises
     ------
@@ -74,6 +61,7 @@ def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
     ContractMismatch
         If openapi.yaml and the handlers do not fit together.
     """
+    quotas = Quotas(config)
     if engine is None:
         on_gpu = runs_on_gpu(config.provider)
         engine = start_engine(
@@ -89,52 +77,94 @@ def create_app(config: ServiceConfig, engine: Engine | None = None) -> Flask:
     app.extensions["engine"] = engine
     app.extensions["draining"] = draining = threading.Event()  # set by whoever runs the application when it is told to stop
     contract = Contract.load()
-    metrics = Metrics(engine)
-    handlers = _handlers(config, contract, engine, draining, metrics)
+    app.extensions["metrics"] = metrics = Metrics(engine)
+    handlers = _handlers(config, contract, engine, draining, metrics, quotas)
     contract.check_handlers(handlers)
     for name, operation in contract.operations.items():
         app.add_url_rule(operation.path, name, handlers[name], methods=[operation.method])
-    _handle_errors(app, config)
+    handle_errors(app, metrics, draining)
+    harden(app, config)
 
     @app.after_request
     def count(response: Response) -> Response:
         metrics.count(request.endpoint or "none", response.status_code)
         return response
 
-    trace_requests(app, log=config.access_log == "json")
+    app.extensions["tracing"] = tracing = tracing or Tracing()
+    trace_requests(app, config.access_log == "json", tracing)
     return app
 
 
 def _handlers(
-    config: ServiceConfig, contract: Contract, engine: Engine, draining: threading.Event, metrics: Metrics
+    config: ServiceConfig,
+    contract: Contract,
+    engine: Engine,
+    draining: threading.Event,
+    metrics: Metrics,
+    quotas: Quotas,
 ) -> dict[str, Callable[[], Response]]:
     """Return a handler for each operation, by operationId."""
     players = Player.by_name(engine.models)
+    hashes, version = {model.name: model.sha256 for model in engine.models}, contract.document["info"]["version"]
     docs, watcher = DocsPage(contract.document), ClientWatcher(engine.cancel)
 
-    def compose(operation: str, read_fields: Callable[[], Any]) -> Response:
-        started = time.perf_counter()
+    def compose(operation: str, read_fields: Callable[[], tuple[Any, Upload | None]]) -> Response:
+        started, began = time.perf_counter(), time.monotonic()
+        client = quotas.identify(request.headers.get("Authorization"), request.remote_addr)
+        if quotas.need_keys:
+            request.environ[CLIENT] = client.name
         media_type = negotiate(request)
-        fields = contract.check(operation, read_fields())
+        given, upload = read_fields()
+        fields = contract.check(operation, given)
         request.environ[ASKED] = {name: value for name, value in fields.items() if not isinstance(value, list)}
-        asked = GenerateRequest.from_fields(fields, players)
-        deadline = time.monotonic() + config.deadline_s
+        asked = GenerateRequest.from_fields(fields, players, upload)
+        kept = asked.repeatable and request.method != "POST"
+        tag = entity_tag(fields, media_type, hashes[asked.model], version) if kept else None
+        caching = cache_for(kept, "model" in fields, quotas.need_keys)
+        if tag is not None and not_modified(request, tag):
+            return Response(status=304, headers={"ETag": tag, "Cache-Control": caching, "Vary": VARY})
+        cost = cost_of(asked)
+        quotas.check(client, cost)
+        wait_s = wait_preference(request.headers.get(PREFER), config.deadline_s)
+        deadline = began + (wait_s or config.deadline_s)
         future = engine.submit(make_sequence(asked), deadline)
+        quotas.charge(client, cost)  # only now: what the queue refuses costs nothing
         read = time.perf_counter()
-        composition = wait_for(engine, future, deadline, request.environ.get("gunicorn.socket"), watcher)
+        try:
+            composition = wait_for(engine, future, deadline, request.environ.get("gunicorn.socket"), watcher)
+        except GenerationTimeout:
+            detail = (
+                f"the piece was not complete within {wait_s or config.deadline_s} seconds; ask for fewer notes or try again later"
+            )
+            raise GenerationTimeout(detail) from None
         composed = time.perf_counter()
-        response = respond(assemble(asked, composition, players[asked.model]), media_type, asked.repeatable)
-        seconds = {"read": read - started, "queue": composition.queue_s, "compose": composition.compose_s}
-        seconds |= {"write": time.perf_counter() - composed, "total": time.perf_counter() - started}
-        metrics.time(composition, seconds["total"])
-        response.headers["Server-Timing"] = server_timing({name: 1000 * value for name, value in seconds.items()})
+        response = respond(assemble(asked, composition, players[asked.model]), media_type)
+        response.headers["Cache-Control"] = caching
+        if tag is not None:
+            response.headers["ETag"] = tag
+        if wait_s is not None:
+            response.headers[APPLIED] = f"wait={wait_s}"
+        parts = {"read": read - started, "queue": composition.queue_s, "compose": composition.compose_s}
+        parts |= {"write": time.perf_counter() - composed, "total": time.perf_counter() - started}
+        metrics.time(composition, parts["total"])
+        response.headers["Server-Timing"] = server_timing({name: 1000 * value for name, value in parts.items()})
         return response
 
+    def read_query() -> dict[str, Any]:
+        return parse_query(request.args.items(multi=True))
+
+    def read_body() -> tuple[Any, Upload | None]:
+        """Read the fields from JSON; beside a MIDI file they stand in the query."""
+        file = read_midi_file(request, config.max_body_bytes)
+        if file is None:
+            return read_json(request, config.max_body_bytes), None
+        return read_query(), read_upload(file)
+
     def generate() -> Response:
-        return compose("generate", lambda: read_json(request, config.max_body_bytes))
+        return compose("generate", read_body)
 
     def generate_by_query() -> Response:
-        return compose("generateByQuery", lambda: parse_query(request.args.items(multi=True)))
+        return compose("generateByQuery", lambda: (read_query(), None))
 
     def list_models() -> Response:
         return _json({"models": [_describe(model, players[model.name]) for model in engine.models]})
@@ -151,52 +181,21 @@ def _handlers(
             raise EngineFailed("the engine is starting")
         return _json({"status": "ready", "model": engine.info.name, "provider": engine.info.provider})
 
+    def tell_metrics() -> Response:
+        if config.admin_port and ON_ADMIN_PORT not in request.environ:
+            raise NotFound("the metrics are on the admin port")
+        return metrics.response()
+
     return {
         "generate": generate,
         "generateByQuery": generate_by_query,
         "listModels": list_models,
         "live": live,
         "ready": ready,
-        "metrics": metrics.response,
+        "metrics": tell_metrics,
         "contract": lambda: Response(contract.text, content_type="application/yaml"),
         "docs": docs.response,
     }
-
-
-def _handle_errors(app: Flask, config: ServiceConfig) -> None:
-    @app.errorhandler(NocturneError)
-    def refuse(error: NocturneError) -> Response:
-        status = STATUS.get(type(error), 500)
-        detail = str(error)
-        violations: tuple[Violation, ...] = ()
-        if isinstance(error, InvalidRequest):
-            violations = error.violations
-        elif isinstance(error, GenerationTimeout):
-            detail = f"the piece was not complete within {config.deadline_s} seconds; ask for fewer notes or try again later"
-        if status >= 500:
-            _log.warning("%s: %s", type(error).__name__, error)
-        return problem(status, detail, violations, {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None)
-
-    @app.errorhandler(HTTPException)
-    def refuse_http(error: HTTPException) -> Response:
-        headers = {name: value for name, value in error.get_headers() if name != "Content-Type"}
-        detail = error.description or error.name
-        violations = (Violation("", detail),) if error.code == 400 else ()
-        return problem(error.code or 500, detail, violations, headers)
-
-    @app.errorhandler(ClientLeft)
-    def give_up(_: ClientLeft) -> Response:
-        return problem(CLIENT_LEFT, "the client closed the connection")
-
-    @app.errorhandler(Exception)
-    def fail(error: Exception) -> Response:
-        _log.error("%s %s failed", request.method, request.path, exc_info=error)
-        return problem(500, "the service failed; this is a fault of the service, not of the request")
-
-    @app.after_request
-    def harden(response: Response) -> Response:
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
 
 
 def _describe(model: ModelInfo, player: Player) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def _operation(path: str, method: str, item: Schema, document: Schema) -> Operat
     if "requestBody" in item:
         schema = dict(resolve(item["requestBody"]["content"]["application/json"]["schema"], document))
     elif "parameters" in item:
-        properties = {parameter["name"]: parameter["schema"] for parameter in item["parameters"]}
+        parameters = (dict(resolve(parameter, document)) for parameter in item["parameters"])
+        properties = {parameter["name"]: parameter["schema"] for parameter in parameters if parameter["in"] == "query"}
         schema = {"type": "object", "properties": properties, "additionalProperties": False}
     resolved = {field: resolve(value, document) for field, value in schema.get("properties", {}).items()}
     defaults = {field: value["default"] for field, value in resolved.items() if "default" in value}

@@ -11,6 +11,7 @@ import logging
 import selectors
 import socket
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,25 @@ class _Incoming:
         self.received, self.deadline = received, deadline
 
 
+class _Collected:
+    """A socket whose answer goes out in one call: a process that is killed has sent all of it or nothing.
+
+    gunicorn sends head and body one after the other; a balancer that has got a head alone cannot ask another process any more.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock, self._parts = sock, list[bytes]()
+
+    def sendall(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def send_collected(self) -> None:
+        self._sock.sendall(b"".join(self._parts))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
 class BufferingWorker(ThreadWorker):  # type: ignore[misc]
     """A threaded worker of gunicorn whose threads never wait for a client to send.
 
@@ -45,15 +65,31 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
     ----------
     max_body : int
         Bytes of a body that is taken in; a longer one goes to the application as far as it came, which refuses it.
+    on_refusal : callable
+        Called with the cause of each request that was refused before the application saw it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.max_body = 2**20
+        self.on_refusal: Callable[[str], None] = lambda cause: None
         self._incoming: dict[Any, _Incoming] = {}  # by connection
         self._leaving: dict[Any, tuple[float, int]] = {}  # until when a connection may linger, and the bytes it sent since
         self._buffered = 0  # bytes of all that is incoming
         self._swept = 0.0
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Accept or not; a worker that stops closes its listeners: who comes is refused, and does not wait in their queue."""
+        super().set_accept_enabled(enabled)
+        if not enabled and not self.alive:
+            for listener in self.sockets:
+                listener.close()
+
+    def is_parent_alive(self) -> bool:
+        """Stop as after SIGTERM when the master is gone; gunicorn's own goes on with connections that are kept alive."""
+        if not super().is_parent_alive():
+            self.alive = False
+        return self.alive
 
     def accept(self, listener: socket.socket) -> None:
         """Take a new connection; where there is no descriptor left for one, leave it in the queue and go on."""
@@ -82,7 +118,13 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
         conn.sock.settimeout(SEND_S)
         if not conn.whole:  # whatever comes after what was read is no request
             req.force_close()
-        return super().handle_request(req, conn)
+        sock, conn.sock = conn.sock, _Collected(conn.sock)
+        try:
+            keep = super().handle_request(req, conn)
+            conn.sock.send_collected()
+        finally:
+            conn.sock = sock
+        return keep
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """Keep a connection for its next request, or end it without waiting for the client."""
@@ -162,6 +204,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
             self.poller.unregister(conn.sock)
 
     def _refuse(self, conn: Any, status: int, reason: str, detail: str) -> None:
+        self.on_refusal("too slow" if status == 408 else "http")
         with contextlib.suppress(OSError):
             conn.sock.send(problem_bytes(status, reason, detail))
         self._leave(conn)

@@ -3,15 +3,22 @@
 from collections.abc import Iterator
 
 from flask import Response
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from service.engine.process import Engine
 from service.engine.sampling import Composition
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter and histogram, of which nobody asks
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # a few notes alone, to the default deadline
+
+# Why a request is refused; the names of the metric's label.
+CAUSES = (
+    "malformed", "unauthorized", "not found", "not allowed", "not acceptable", "too slow", "too large", "media type", "invalid",
+    "rate limit", "queue full", "stopping", "engine failed", "deadline", "client left", "fault", "http",
+)  # fmt: skip
 
 
 class EngineCollector(Collector):
@@ -26,11 +33,17 @@ class EngineCollector(Collector):
         yield GaugeMetricFamily(
             "nocturne_engine_ready", "1 if the engine takes requests, 0 while it is started again", engine.ready
         )
+        yield GaugeMetricFamily("nocturne_slots", "Pieces of one model that can be composed at the same time", engine.slots)
         yield GaugeMetricFamily("nocturne_slots_in_use", "Pieces that are being composed", load.running)
+        yield GaugeMetricFamily("nocturne_queue_limit", "Requests that can wait for a slot; more are refused", engine.max_waiting)
         yield GaugeMetricFamily("nocturne_queue_length", "Requests that wait for a slot", load.waiting)
         yield GaugeMetricFamily("nocturne_requests_pending", "Requests that the engine has not answered", engine.pending)
-        yield CounterMetricFamily("nocturne_chunks", "Chunks composed since the engine was last started", load.chunks)
         yield CounterMetricFamily("nocturne_notes_composed", "Notes composed", load.notes)
+        yield CounterMetricFamily("nocturne_chunks", "Chunks composed: runs of the model, for all pieces of a batch", load.chunks)
+        yield SummaryMetricFamily("nocturne_batch_rows", "Pieces in each chunk's batch", load.chunks, load.rows)
+        yield SummaryMetricFamily(
+            "nocturne_step_seconds", "A step of the model, a token for each piece", load.steps, load.seconds
+        )
         yield CounterMetricFamily(
             "nocturne_requests_cancelled", "Requests given up because the client left or its time was over", engine.cancelled
         )
@@ -44,26 +57,34 @@ class Metrics:
         self._registry = registry = CollectorRegistry(auto_describe=False)
         registry.register(EngineCollector(engine))
         self._requests = Counter("nocturne_requests", "Requests answered", ["operation", "status"], registry=registry)
-        self._queue = Histogram(
-            "nocturne_queue_seconds", "What pieces that were composed waited for a slot", buckets=_SECONDS, registry=registry
-        )
-        self._compose = Histogram(
-            "nocturne_compose_seconds", "What pieces had a slot for, until their last note", buckets=_SECONDS, registry=registry
-        )
-        self._total = Histogram(
-            "nocturne_answer_seconds",
-            "From a request to its answer, of pieces that were composed",
-            buckets=_SECONDS,
-            registry=registry,
-        )
+        self._rejections = Counter("nocturne_rejections", "Requests refused, by cause", ["cause"], registry=registry)
+        # There with 0, so that a first one is seen as one more.
+        for cause in CAUSES:
+            self._rejections.labels(cause)
+        for operation in ("generate", "generateByQuery"):
+            for status in (200, 500, 503, 504):
+                self._requests.labels(operation, status)
+
+        def histogram(name: str, help: str) -> Histogram:
+            return Histogram(name, help, buckets=_SECONDS, registry=registry)
+
+        self._queue = histogram("nocturne_queue_seconds", "What pieces that were composed waited for a slot")
+        self._first = histogram("nocturne_first_note_seconds", "From the engine's taking a request to its first note")
+        self._compose = histogram("nocturne_compose_seconds", "What pieces had a slot for, until their last note")
+        self._total = histogram("nocturne_answer_seconds", "From a request to its answer, of pieces that were composed")
 
     def count(self, operation: str, status: int) -> None:
         """Count an answer; `operation` is the operationId, "none" where no operation was meant."""
         self._requests.labels(operation, status).inc()
 
+    def reject(self, cause: str) -> None:
+        """Count a request that was refused, by one of CAUSES."""
+        self._rejections.labels(cause).inc()
+
     def time(self, composition: Composition, total_s: float) -> None:
         """Record how long a piece took."""
         self._queue.observe(composition.queue_s)
+        self._first.observe(composition.first_s)
         self._compose.observe(composition.compose_s)
         self._total.observe(total_s)
 

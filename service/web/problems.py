@@ -28,13 +28,20 @@ def problem(status: int, detail: str, violations: Sequence[Violation] = (), head
         More headers, such as Retry-After.
     """
     body = orjson.dumps(_members(status, detail, violations))
-    return Response(body, status, headers=headers or {}, content_type=MEDIA_TYPE)
+    return Response(body, status, headers={"Cache-Control": "no-store", **(headers or {})}, content_type=MEDIA_TYPE)
 
 
 def problem_bytes(status: int, reason: str, detail: str) -> bytes:
     """Return an error as the bytes of a whole HTTP/1.1 response, for requests so broken that no application sees them."""
     body = orjson.dumps(_members(status, detail or reason, ()))
-    head = f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
+    lines = [
+        f"HTTP/1.1 {status} {reason}",
+        "Connection: close",
+        f"Content-Type: {MEDIA_TYPE}",
+        f"Content-Length: {len(body)}",
+        "X-Content-Type-Options: nosniff",
+    ]
+    head = "\r\n".join(lines) + "\r\n\r\n"
     return head.encode("latin1", "replace") + body
 
 

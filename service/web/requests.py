@@ -11,6 +11,7 @@ from service.music.piece import NOTE, Records, TimeSignature, records
 from service.web.conditions import Conditions, read_conditions
 from service.web.melody import parse_melody
 from service.web.player import Player
+from service.web.upload import Upload
 from service.web.violations import shown
 
 CHOSEN_SEED_BITS = 32  # of a random seed that nobody gave: short enough to be typed again
@@ -57,7 +58,9 @@ class GenerateRequest:
     model: str
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, Any], players: Mapping[str, Player]) -> "GenerateRequest":
+    def from_fields(
+        cls, fields: Mapping[str, Any], players: Mapping[str, Player], upload: Upload | None = None
+    ) -> "GenerateRequest":
         """Read the fields, defaults filled in, that the contract has let pass.
 
         Parameters
@@ -66,6 +69,8 @@ class GenerateRequest:
             By name.
         players : mapping of str to Player
             The models by name; first the one for requests that name none.
+        upload : Upload, optional
+            The file that is the melody; then `seed` is the random seed.
 
         Raises
         ------
@@ -78,6 +83,8 @@ class GenerateRequest:
             raise InvalidRequest([Violation("/model", detail)])
         seed, random_seed = fields.get("seed"), fields.get("random_seed")
         melody = records(NOTE)
+        if upload is not None:
+            melody, fields = upload.melody, upload.fill_in(fields, player)
         if isinstance(seed, list):
             melody = parse_melody(seed)
         elif seed is not None:

@@ -13,6 +13,7 @@ from service.music.keys import KEY_NAMES
 from service.music.midi import read_midi
 from service.music.piece import RESOLUTION, KeySignature, TimeSignature
 from service.music.representation import tempo_index, time_signature_index
+from service.web.metrics import CAUSES
 from tests.metrics import families, plain_values
 
 
@@ -62,7 +63,7 @@ def test_the_form_follows_accept(client, accept, media_type):
 def test_the_same_request_gives_the_same_bytes_and_another_seed_another_piece(client):
     one, again, other = (client.post("/generate", json={"seed": seed, "length": 50}) for seed in (1, 1, 2))
     assert one.data == again.data != other.data
-    assert "Cache-Control" not in one.headers
+    assert one.headers["Cache-Control"] == "no-store"
 
 
 def test_get_and_post_compose_the_same(client):
@@ -269,6 +270,8 @@ def test_metrics_say_what_the_engine_does(client, engine):
 
     expected = {"engine_ready": 1, "slots_in_use": 3, "queue_length": 2, "requests_pending": 5, "chunks_total": 50}
     expected |= {"notes_composed_total": 700, "requests_cancelled_total": 0, "engine_restarts_total": 1}
+    expected |= {"slots": 64, "queue_limit": 10, "batch_rows_count": 50, "batch_rows_sum": 150}
+    expected |= {"step_seconds_count": 800, "step_seconds_sum": 2.5}
     assert {f"nocturne_{name}": value for name, value in expected.items()}.items() <= metrics().items()
     engine.ready = False
     assert metrics()["nocturne_engine_ready"] == 0
@@ -285,11 +288,13 @@ def test_metrics_count_answers_by_operation_and_status_and_time_what_was_compose
     counted = {
         (sample.labels["operation"], sample.labels["status"]): sample.value
         for sample in found["nocturne_requests"].samples
-        if sample.name.endswith("_total")
+        if sample.name.endswith("_total") and sample.value
     }
     expected = {("generate", "200"): 3, ("generate", "422"): 1, ("generateByQuery", "503"): 1, ("none", "404"): 1}
     assert counted == expected
-    for name in ("queue", "compose", "answer"):
+    refused = {sample.labels["cause"]: sample.value for sample in found["nocturne_rejections"].samples}
+    assert refused == dict.fromkeys(CAUSES, 0) | {"invalid": 1, "not found": 1, "queue full": 1}
+    for name in ("queue", "first_note", "compose", "answer"):
         counts = [s.value for s in found[f"nocturne_{name}_seconds"].samples if s.name.endswith("_count")]
         assert counts == [3]
 

@@ -20,7 +20,7 @@ from service.web.violations import MAX_VIOLATIONS, resolve
 CONTRACT = Contract.load()
 SCHEMAS = CONTRACT.document["components"]["schemas"]
 BODY = SCHEMAS["GenerateRequest"]["properties"]
-QUERY = {p["name"]: p["schema"] for p in CONTRACT.document["paths"]["/generate"]["get"]["parameters"]}
+QUERY = {p["name"]: p["schema"] for p in CONTRACT.document["paths"]["/generate"]["get"]["parameters"] if p.get("in") == "query"}
 # What the readers of schemas in service.web know; anything else would not be explained, or not be filled in.
 KEYWORDS = {
     "$ref", "anyOf", "type", "properties", "additionalProperties", "required", "items", "minItems", "maxItems", "enum", "minimum",

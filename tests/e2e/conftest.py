@@ -23,8 +23,8 @@ CLIENT_TIMEOUT_S = 120  # of a test that would otherwise hang; no test asserts a
 class Service:
     """A running service: its process, and a client of it."""
 
-    def __init__(self, process: subprocess.Popen, port: int) -> None:
-        self.process, self.port = process, port
+    def __init__(self, process: subprocess.Popen, port: int, admin_port: int = 0) -> None:
+        self.process, self.port, self.admin_port = process, port, admin_port
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=CLIENT_TIMEOUT_S)
 
     def compose(self, headers=None, **fields):
@@ -36,7 +36,8 @@ class Service:
         return response.json()
 
     def metrics(self) -> dict[str, float]:
-        return plain_values(self.http.get("/metrics").text)
+        url = f"http://127.0.0.1:{self.admin_port}/metrics" if self.admin_port else "/metrics"
+        return plain_values(self.http.get(url).text)
 
     def engine_pids(self) -> dict[int, int]:
         """Return the ids of the processes that compose, and of the worker of each: one takes over from another at times."""
@@ -106,7 +107,7 @@ def running(log: Path, port: int | None = None, **settings):
     ) as process:  # fmt: skip
         try:
             assert process.stdout.readline().startswith("Nocturne is ready: curl"), log.read_text()
-            service = Service(process, port)
+            service = Service(process, port, int(settings.get("ADMIN_PORT", 0)))
             with service.http:
                 yield service
         finally:

@@ -52,6 +52,9 @@ def test_every_call_composes(command: str, service, tmp_path: Path) -> None:
             headers[name] = value
         elif word == "-d":
             body = next(words)
+        elif word == "--data-binary":  # a file that the call before it has made
+            assert next(words) == "@melody.mid"
+            body = service.compose(seed=42, length=64).content
         elif word == "-o":
             next(words)
         else:

@@ -32,11 +32,16 @@ def test_every_variable_is_read():
         "NOCTURNE_CHUNK": "2",
         "NOCTURNE_DEADLINE_S": "5",
         "NOCTURNE_MAX_BODY_BYTES": "2048",
+        "NOCTURNE_API_KEYS_FILE": "/keys.toml",
+        "NOCTURNE_NOTES_PER_MINUTE": "500",
+        "NOCTURNE_PROXIES": "1",
+        "NOCTURNE_CORS_ORIGINS": "https://example.org, http://localhost:3000",
         "NOCTURNE_ACCESS_LOG": "off",
         "NOCTURNE_THREADS": "21",
     }
     assert read(**given) == ServiceConfig(
-        "::1", 9000, 9001, Path("/models"), "piano", "cpu", "float32", 3, 4, 8, 2, 5, 2048, "off", 21
+        *("::1", 9000, 9001, Path("/models"), "piano", "cpu", "float32", 3, 4, 8, 2, 5, 2048, Path("/keys.toml"), 500, 1),
+        *(("https://example.org", "http://localhost:3000"), "off", 21),
     )
     assert read(**given).bind == "[::1]:9000"
     assert set(given) == {field.metadata["variable"] for field in fields(ServiceConfig)}
@@ -56,6 +61,12 @@ def test_every_setting_says_its_unit_and_its_reason():
         ("NOCTURNE_SLOTS", "0", "`NOCTURNE_SLOTS` must be a whole number in [1, 1024]; got 0"),
         ("NOCTURNE_SLOTS", "1.5", "`NOCTURNE_SLOTS` must be a whole number in [1, 1024]; got 1.5"),
         ("NOCTURNE_SLOTS", "9" * 9999, "`NOCTURNE_SLOTS` must be a whole number in [1, 1024]; got 999"),
+        ("NOCTURNE_CORS_ORIGINS", "example.org", "`NOCTURNE_CORS_ORIGINS` must be origins like https://example.org:8443, with"),
+        (
+            "NOCTURNE_CORS_ORIGINS",
+            "https://a.org/",
+            "`NOCTURNE_CORS_ORIGINS` must be origins like https://example.org:8443, with",
+        ),
         ("NOCTURNE_PROVIDER", "tpu", "`NOCTURNE_PROVIDER` must be one of auto, cpu, cuda; got tpu"),
         ("NOCTURNE_SLOT", "1", "`NOCTURNE_SLOT` is not a setting; did you mean `NOCTURNE_SLOTS`?"),
         (
