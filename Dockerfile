@@ -8,8 +8,8 @@ FROM ${BASE} AS build
 ARG GPU=0
 WORKDIR /build
 COPY pyproject.toml constraints.txt LICENSE ./
-# The core dependencies alone: the code is copied, not installed, and so a change of code installs nothing again.
-RUN python -c "import tomllib; print('\n'.join(tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']))" > requirements.txt \
+# The core dependencies, and those of OpenTelemetry, which settings switch on: the code is copied, not installed, and so a change of code installs nothing again.
+RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print('\n'.join(p['dependencies'] + p['optional-dependencies']['otel']))" > requirements.txt \
  && if [ "${GPU}" = 1 ]; then printf "onnxruntime-gpu[cuda,cudnn]\nonnx\n" >> requirements.txt; fi \
  && python -m venv /opt/venv \
  && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt \

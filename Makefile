@@ -12,7 +12,7 @@ export ORT_DISABLE_TELEMETRY = 1
 export HOST PORT
 
 .DEFAULT_GOAL := help
-.PHONY: help serve setup test fuzz check format prepare train resume evaluate export report examples bench image audit clean
+.PHONY: help serve setup test fuzz check format prepare train resume evaluate export report examples bench soak image audit clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,9 @@ bench: $(VENV)/.all  ## speed and exactness, as ratios and bounds: half an hour,
 	$(bin)/python -m bench.engine
 	$(bin)/python -m bench.http
 	$(bin)/python -m bench.peers
+
+soak: $(VENV)/.all  ## thirty minutes of load: answers, memory, threads, descriptors
+	$(bin)/python -m bench.soak
 
 image:  ## build the container image (GPU=1 adds CUDA, BASE=... names its base) and write what is in it to nocturne.cdx.json
 	docker build --build-arg GPU=$(or $(GPU),0) $(if $(BASE),--build-arg BASE=$(BASE)) -t nocturne .

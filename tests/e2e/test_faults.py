@@ -19,6 +19,7 @@ import onnx
 import pytest
 
 from service.engine.files import hash_line, hash_path
+from service.web.quotas import hash_key
 from tests.e2e.conftest import CLIENT_TIMEOUT_S, ROOT, Service, free_port, request_bytes, running, wait_until
 from tests.metrics import plain_values
 
@@ -297,3 +298,33 @@ def failed_start(settings: dict[str, str]) -> str:
     assert ended.returncode != 0
     assert "Traceback" not in ended.stderr
     return ended.stderr
+
+
+def test_keys_are_changed_by_sighup(tmp_path):
+    keys, asked = tmp_path / "keys.toml", {"seed": 1, "length": 4}
+
+    def write(key: str) -> None:
+        keys.write_text(f'[[keys]]\nname = "school"\nsha256 = "{hash_key(key)}"\n')
+
+    def status(key: str) -> int:
+        return service.compose({"Authorization": f"Bearer {key}"}, **asked).status_code
+
+    write("first")
+    with running(tmp_path / "log", NOCTURNE_API_KEYS_FILE=str(keys), **FEW) as service:
+        assert [status("first"), status("second")] == [200, 401]
+        write("second")
+        service.process.send_signal(signal.SIGHUP)
+        assert wait_until(lambda: status("second") == 200)
+        assert status("first") == 401
+        keys.write_text("[[keys]]")
+        service.process.send_signal(signal.SIGHUP)
+        assert wait_until(
+            lambda: "SIGHUP changes nothing, since a worker could not start: `NOCTURNE_API_KEYS_FILE`" in log_of(tmp_path)
+        )
+        assert status("second") == 200
+    assert '"key":"school"' in log_of(tmp_path)
+    assert not any(f"Bearer {key}" in log_of(tmp_path) for key in ("first", "second"))
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "log").read_text()
