@@ -305,5 +305,5 @@ def test_models_of_another_kind_are_refused(change, message, small, tmp_path) ->
 def test_broken_and_missing_models_are_refused(tmp_path) -> None:
     (tmp_path / "cut.onnx").write_bytes(b"\x08\x0a\x12")
     for name in ("cut.onnx", "missing.onnx"):
-        with pytest.raises(ModelMismatch, match="cannot be loaded"):
+        with pytest.raises(ModelMismatch, match="cannot be (loaded|read)"):
             OnnxModel(tmp_path / name)
