@@ -61,6 +61,12 @@ def read_usage(pid: int) -> list[Usage]:
     return found
 
 
+def busy_s() -> float:
+    """Return the processor time that all of this machine has spent on anything so far, and what its host took away."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, (_PROC / "stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
+
+
 def _mib(pid: int, file: str, name: str) -> float:
     try:
         lines = (_PROC / str(pid) / file).read_text().splitlines()

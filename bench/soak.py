@@ -11,7 +11,8 @@ bytes that they got first. What the processes use is read every five seconds.
 What drifts is the median of the last fifth of the time against the median of the fifth after a tenth of it. Connections that
 neither side has closed are not counted as descriptors: how many there are is up to who calls. One that the service keeps after
 its client has left is counted. Pss is shown and not judged: it goes up and down with others that have the same files in memory.
-The last line is JSON; the exit status is 1 if a bound is broken.
+Whatever else runs on the machine slows the service, whose memory then grows with its queue: look at the cores that others took
+before you believe that a bound is broken. The last line is JSON; the exit status is 1 if one is.
 """
 
 import argparse
@@ -47,7 +48,7 @@ from bench.load import (
     run_load,
     summarise,
 )
-from bench.processes import Usage, read_usage
+from bench.processes import Usage, busy_s, read_usage
 from bench.shipped import add_model
 from bench.tables import finish, show
 
@@ -109,12 +110,15 @@ class Reading(NamedTuple):
         Of the worker and the engine.
     metrics : mapping of str to float
         Empty where the service did not say them.
+    others : float
+        Cores that were busy with something else since the reading before.
     """
 
     at: float
     processes: Mapping[str, Held]
     pids: tuple[int, ...]
     metrics: Mapping[str, float]
+    others: float = 0.0
 
 
 class Window(NamedTuple):
@@ -232,6 +236,11 @@ def processes(usages: Iterable[Usage]) -> dict[str, Held]:
     return rows
 
 
+def own_s(usages: Iterable[Usage]) -> float:
+    """Return the processor time so far of the service and of this load generator."""
+    return sum(usage.processor_s for usage in usages) + time.process_time()
+
+
 def draw_window(rate: float, window_s: float, seed: int) -> tuple[list[Job], list[float]]:
     """Return the requests of a window and when they arrive, in seconds after its begin."""
     mean = rate * window_s
@@ -347,10 +356,13 @@ class Soak:
 
     def _read(self) -> None:
         pause_s = min(READING_S, self.seconds / READINGS)
+        before, spent = time.monotonic(), busy_s() - own_s(read_usage(self._pid))
         while not self._ending.wait(pause_s):
             at, usages = self._at, read_usage(self._pid)
+            now, spent_now = time.monotonic(), busy_s() - own_s(usages)
+            others, before, spent = max(0.0, spent_now - spent) / (now - before), now, spent_now
             pids = tuple(usage.pid for usage in usages if usage.depth)
-            self.readings.append(Reading(at, processes(usages), pids, read_metrics(self._admin)))
+            self.readings.append(Reading(at, processes(usages), pids, read_metrics(self._admin), others))
 
     def _send_pinned(self) -> None:
         jobs, first = draw_jobs(PINNED, SEED - 1), dict[Job, bytes]()
@@ -371,7 +383,7 @@ class Soak:
         rss = self.readings[-1].processes[TOGETHER].rss_mib if self.readings else math.nan
         p95 = percentile(windows[-1].latencies_ms, 0.95) if windows else math.nan
         sent = sum(window.requests for window in windows) + self.pinned.requests
-        line = f"{minutes:.0f} of {whole:.0f} min: {sent:,} requests, {errors} errors, {rss:.1f} MiB, p95 {p95:.0f} ms"
+        line = f"{minutes:.1f} of {whole:g} min: {sent:,} requests, {errors} errors, {rss:.1f} MiB, p95 {p95:.0f} ms"
         print(line, file=sys.stderr, flush=True)
 
 
@@ -426,11 +438,14 @@ def report(soak: Soak, model: str, saturation: float, rate: float) -> bool:
     """Print what a run has found; return whether every bound is kept."""
     totals, changed = count(soak), changes(soak.readings)
     times = {"early": latencies(soak.windows, EARLY), "late": latencies(soak.windows, LATE)}
+    others = change((one.at, one.others) for one in soak.readings)
     verdicts = judge(changed, int(totals["errors, all together"]), int(totals["restarts"]))
     title = f"{model}: {soak.seconds / 60:g} minutes at {rate:.1f} requests/s, {rate / saturation:.0%} of {saturation:.1f}"
     show(title, ("", ""), list(totals.items()))
     show_processes(changed)
-    show("Latency", ("", "p50 ms", "p95 ms", "p99 ms", "requests"), [(name, *row.values()) for name, row in times.items()])
+    head = ("", "p50 ms", "p95 ms", "p99 ms", "requests", "cores taken by others")
+    beside = zip(times.items(), others, strict=True)
+    show("Latency, and what else ran", head, [(name, *row.values(), f"{cores:.2f}") for (name, row), cores in beside])
     rows = [(one.what, one.value, one.bound, "kept" if one.kept else "broken") for one in verdicts]
     show("Bounds", ("", "value", "bound", "verdict"), rows)
     finish(
@@ -446,6 +461,7 @@ def report(soak: Soak, model: str, saturation: float, rate: float) -> bool:
             },
             "rss_mib_by_tenth": by_tenth(soak.readings),
             "latency_ms": times,
+            "cores_taken_by_others": others._asdict(),
             "load_generator_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "verdicts": [one._asdict() for one in verdicts],
         }

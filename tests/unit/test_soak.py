@@ -3,12 +3,13 @@
 import math
 import os
 import socket
+import time
 from array import array
 
 import pytest
 
 from bench.load import SHORTEST
-from bench.processes import Usage, read_usage
+from bench.processes import Usage, busy_s, read_usage
 from bench.soak import (
     RESTARTS,
     TOGETHER,
@@ -155,3 +156,10 @@ def test_what_a_process_uses_is_read_of_this_one(tmp_path) -> None:
     assert during.connections - before.connections == 2
     assert left.connections - before.connections == 0  # nobody has closed `accepted`, but its client has left
     assert left.descriptors - before.descriptors == 3
+
+
+def test_the_machine_is_at_least_as_busy_as_this_process() -> None:
+    before, own = busy_s(), time.process_time()
+    while time.process_time() - own < 0.2:
+        pass
+    assert busy_s() - before >= 0.1  # in ticks of a hundredth of a second
