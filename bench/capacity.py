@@ -15,7 +15,6 @@ import math
 import os
 import re
 import statistics
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,11 +24,11 @@ from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.http import free_port, running_server, running_service
+from bench.http import free_port, running_service
 from bench.load import HOST, LONGEST, SHORTEST, Job, draw_jobs, encode_body, run_load
 from bench.processes import read_usage
-from bench.shipped import INT8, ROOT, add_model, precision
-from bench.soak import admin_port, read_metrics
+from bench.shipped import ROOT, add_model
+from bench.soak import read_metrics
 from bench.tables import finish, show
 from service.config import ServiceConfig
 
@@ -451,12 +450,8 @@ def _worker_s(pid: int) -> float:
 
 def measure_memory(model: Path, cores: int) -> float:
     """Return the MiB of worker and engine after all slots of so many cores, real or not, were taken twice."""
-    port, slots = free_port(), ServiceConfig().slots
-    settings = {"HOST": HOST, "PORT": str(port), "NOCTURNE_CORES": str(cores), "NOCTURNE_PROVIDER": "cpu"}
-    settings |= {"NOCTURNE_MODEL_DIR": str(model.parent.resolve()), "NOCTURNE_MODEL": model.stem.removesuffix(INT8)}
-    settings |= {"NOCTURNE_PRECISION": precision(model), "NOCTURNE_ACCESS_LOG": "off"}
-    clients = cores * slots + 8
-    with running_server([sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"], settings, port, "/readyz") as pid:
+    clients = cores * ServiceConfig().slots + 8
+    with running_service(model, NOCTURNE_CORES=str(cores), NOCTURNE_ACCESS_LOG="off") as (port, pid):
         samples = run_load(port, draw_jobs(2 * clients, cores), clients=clients)
         assert all(sample.ok for sample in samples)
         return sum(usage.rss_mib for usage in read_usage(pid) if usage.depth)
@@ -465,7 +460,8 @@ def measure_memory(model: Path, cores: int) -> float:
 def measure(model: Path) -> None:
     """Measure what no other benchmark does, and print it."""
     jobs = [job._replace(length=int(DEFAULTS.request_notes)) for job in draw_jobs(ANSWERS, 0)]
-    with admin_port() as admin, running_service(model) as (port, pid):
+    admin = free_port()
+    with running_service(model, ADMIN_PORT=str(admin)) as (port, pid):
         found = measure_answers(port, pid, jobs)
         found["cheap_us"] = measure_cheap(port, pid, jobs[0])
         found["series"] = len(read_metrics(admin))

@@ -79,15 +79,15 @@ def running_server(command: Sequence[str], settings: Mapping[str, str], port: in
 
 
 @contextmanager
-def running_service(model: Path) -> Iterator[tuple[int, int]]:
-    """Run the service as it ships; yields its port, and the id of gunicorn's process."""
+def running_service(model: Path, **settings: str) -> Iterator[tuple[int, int]]:
+    """Run the service as it ships, but for some settings; yields its port, and the id of gunicorn's process."""
     port = free_port()
     where = {"HOST": HOST, "PORT": str(port)}
     name = model.stem.removesuffix(INT8)
     what = {"NOCTURNE_MODEL_DIR": str(model.parent.resolve()), "NOCTURNE_MODEL": name}
     how = {"NOCTURNE_PROVIDER": "cpu", "NOCTURNE_PRECISION": precision(model)}
     command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]
-    with running_server(command, where | what | how, port, "/readyz") as pid:
+    with running_server(command, where | what | how | settings, port, "/readyz") as pid:
         yield port, pid
 
 

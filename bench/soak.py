@@ -17,7 +17,6 @@ before you believe that a bound is broken. The last line is JSON; the exit statu
 
 import argparse
 import math
-import os
 import resource
 import statistics
 import sys
@@ -26,7 +25,7 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from itertools import pairwise, takewhile
@@ -249,19 +248,6 @@ def draw_window(rate: float, window_s: float, seed: int) -> tuple[list[Job], lis
     return draw_jobs(len(arrivals), seed), arrivals
 
 
-@contextmanager
-def admin_port() -> Iterator[int]:
-    """Have services that are started in the block answer probes and metrics on a port of their own; yields it."""
-    before, port = os.environ.get("ADMIN_PORT"), free_port()
-    os.environ["ADMIN_PORT"] = str(port)
-    try:
-        yield port
-    finally:
-        del os.environ["ADMIN_PORT"]
-        if before is not None:
-            os.environ["ADMIN_PORT"] = before
-
-
 def read_metrics(port: int) -> dict[str, float]:
     """Return all that a service says of itself, a value for each series; nothing if it does not answer."""
     try:
@@ -481,7 +467,8 @@ def main() -> None:
         if value is not None and value <= 0:
             parser.error(f"--{name} must be more than 0; got {value:g}")
 
-    with admin_port() as admin, running_service(options.model) as (port, pid):
+    admin = free_port()
+    with running_service(options.model, ADMIN_PORT=str(admin)) as (port, pid):
         # A thread is started when more requests are under way than ever before, and its memory grows with its first ones.
         run_load(port, draw_jobs(WARM_UP, SEED - 2), clients=2 * CLIENTS)
         saturation = options.rate or saturate(port, SATURATION_S).requests_per_s

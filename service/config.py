@@ -17,6 +17,7 @@ PROVIDERS = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "int8")
 _INT8 = ".int8"  # before the .onnx of a model's int8 form
 FIRST_MODEL = "nocturne"  # so that another one put beside it does not take its place
+MAX_NOTES_PER_MINUTE = 10**9
 SPARE_THREADS = 32  # for probes, documents and refusals while every place in the engine and its queue is taken
 _EXPORTED = Path(__file__).resolve().parents[1] / "exported"
 
@@ -113,7 +114,7 @@ class ServiceConfig:
         "empty: everybody may"))
     notes_per_minute: int = field(default=0, metadata=_about(
         "NOCTURNE_NOTES_PER_MINUTE", "notes", "that each client, known by its key or its address, may ask for in a minute; 0: as "
-        "many as it likes", 0, 10**9))
+        "many as it likes", 0, MAX_NOTES_PER_MINUTE))
     proxies: int = field(default=0, metadata=_about(
         "NOCTURNE_PROXIES", "proxies", "in front of the service, whose X-Forwarded-For is believed", 0, 16))
     cors_origins: tuple[str, ...] = field(default=(), metadata=_about(

@@ -4,14 +4,13 @@ Nothing is written before the check: the float32 file is composed with by the cl
 same probabilities for every value it drew; the int8 file must need as many nats per note, within INT8_TOLERANCE.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from service.engine.files import hash_line, hash_path
+from service.engine.files import file_hash, hash_line, hash_path
 from service.engine.model import METADATA_KEY
 from service.music.piece import RESOLUTION
 from service.music.representation import FIELDS, REPRESENTATION_VERSION, VOCABULARY
@@ -147,12 +146,12 @@ def read_report(model: Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     report: dict[str, Any] = json.loads(file.read_text())
-    return report if report["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest() else None
+    return report if report["sha256"] == file_hash(model) else None
 
 
 def weights_hash(run: Path) -> str:
     """Return a hash of a run's best checkpoint, the folder or the file itself."""
-    return hashlib.sha256((run / BEST if run.is_dir() else run).read_bytes()).hexdigest()
+    return file_hash(run / BEST if run.is_dir() else run)
 
 
 def read_evaluation(run: Path) -> dict[str, Any] | None:

@@ -3,11 +3,11 @@
 Written from the run's own records; no figure in it is typed by hand.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from service.engine.files import file_hash
 from training.parity import Int8Parity
 from training.scores_section import scores_section
 
@@ -99,7 +99,7 @@ def write_model_card(
 
 def _file(path: Path) -> list[str]:
     numbers = "int8" if path.stem.endswith(".int8") else "float32"
-    return [f"`{path.name}`", numbers, f"{path.stat().st_size:,}", f"`{hashlib.sha256(path.read_bytes()).hexdigest()}`"]
+    return [f"`{path.name}`", numbers, f"{path.stat().st_size:,}", f"`{file_hash(path)}`"]
 
 
 def _evaluation(evaluation: Mapping[str, Any] | None, best: Mapping[str, Any]) -> list[str]:

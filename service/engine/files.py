@@ -17,9 +17,15 @@ def hash_path(model: Path) -> Path:
     return model.with_name(f"{model.name}.sha256")
 
 
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def hash_line(model: Path) -> str:
     """Return what `sha256sum` prints for a model's file."""
-    return f"{_hash(model)}  {model.name}\n"
+    return f"{file_hash(model)}  {model.name}\n"
 
 
 def checked_hash(model: Path) -> str:
@@ -31,7 +37,7 @@ def checked_hash(model: Path) -> str:
         If it cannot be read, or is not the file whose hash is noted beside it.
     """
     try:
-        found = _hash(model)
+        found = file_hash(model)
         noted = hash_path(model).read_text(encoding="ascii", errors="replace") if hash_path(model).exists() else None
     except OSError as error:
         raise ModelMismatch(f"{model} cannot be read: {error.strerror or error}") from error
@@ -42,8 +48,3 @@ def checked_hash(model: Path) -> str:
         if line[1] != found:
             raise ModelMismatch(f"{model} is not the file that was exported: its SHA-256 is {found}, beside it stands {line[1]}")
     return found
-
-
-def _hash(model: Path) -> str:
-    with model.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,17 +18,12 @@ from flask import Flask, Response, request
 from service.web.admin import ADMIN_PATHS
 from service.web.telemetry import Trace, Tracing
 
-# In the WSGI environment: what was asked for, without a melody; the client's name where it has a key
-ASKED, CLIENT = "nocturne.asked", "nocturne.client"
+# In the WSGI environment: what was asked for, without a melody; the client's name where it has a key; how many seconds each part
+# of a request took, one after another, and then "total"
+ASKED, CLIENT, PARTS = "nocturne.asked", "nocturne.client", "nocturne.parts"
 _ID, _TRACE, _STARTED = "nocturne.request_id", "nocturne.trace", "nocturne.started"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_TIMING = re.compile(r"(\w+);dur=([0-9.]+)")
 _log = logging.getLogger("nocturne.access")
-
-
-def server_timing(milliseconds: dict[str, float]) -> str:
-    """Return the header Server-Timing for parts of a request."""
-    return ", ".join(f"{name};dur={value:.1f}" for name, value in milliseconds.items())
 
 
 def trace_requests(app: Flask, log: bool, tracing: Tracing) -> None:
@@ -53,16 +48,20 @@ def trace_requests(app: Flask, log: bool, tracing: Tracing) -> None:
         trace: Trace = request.environ[_TRACE]
         response.headers["X-Request-Id"] = request.environ[_ID]
         response.headers["traceparent"] = trace.traceparent
-        timing = {name: float(value) for name, value in _TIMING.findall(response.headers.get("Server-Timing", ""))}
-        line = _line(response, trace.id, timing)
-        parts = {name: value for name, value in timing.items() if name != "total"}
-        trace.end(request.endpoint or "none", _attributes(line), parts)
-        if log and not (request.path in ADMIN_PATHS and response.status_code == 200):
-            _log.info(orjson.dumps(line).decode())
+        parts_ms = {name: 1000 * seconds for name, seconds in request.environ.get(PARTS, {}).items()}
+        if parts_ms:
+            response.headers["Server-Timing"] = ", ".join(f"{name};dur={value:.1f}" for name, value in parts_ms.items())
+        logged = log and not (request.path in ADMIN_PATHS and response.status_code == 200)
+        if logged or trace.exported:
+            line = _line(response, trace.id, parts_ms)
+            parts_ms.pop("total", None)
+            trace.end(request.endpoint or "none", _attributes(line), parts_ms)
+            if logged:
+                _log.info(orjson.dumps(line).decode())
         return response
 
 
-def _line(response: Response, trace: str, timing: dict[str, float]) -> dict[str, Any]:
+def _line(response: Response, trace: str, parts_ms: dict[str, float]) -> dict[str, Any]:
     environ, headers = request.environ, response.headers
     line: dict[str, Any] = {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -80,7 +79,7 @@ def _line(response: Response, trace: str, timing: dict[str, float]) -> dict[str,
         "notes": headers.get("Nocturne-Notes", type=int),
         "model": headers.get("Nocturne-Model"),
     }
-    line |= {f"{name}_ms": value for name, value in timing.items()}
+    line |= {f"{name}_ms": round(value, 1) for name, value in parts_ms.items()}
     return {name: value for name, value in line.items() if value is not None}
 
 

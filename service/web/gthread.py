@@ -153,13 +153,9 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
                 self._end(conn)
 
     def _on_readable(self, conn: Any, _: Any) -> None:
-        incoming = self._incoming[conn]
-        try:
-            data = conn.sock.recv(_PIECE_BYTES)
-        except BlockingIOError:
+        incoming, data = self._incoming[conn], _receive(conn.sock)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data:
             # It has gone, or wants its answer now; what it left half is read as what broke off.
             self._forget(conn)
@@ -221,13 +217,9 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
             self._leaving[conn] = time.monotonic() + LINGER_S, 0
 
     def _on_leaving(self, conn: Any, _: Any) -> None:
-        deadline, sent = self._leaving[conn]
-        try:
-            data = conn.sock.recv(_PIECE_BYTES)
-        except BlockingIOError:
+        (deadline, sent), data = self._leaving[conn], _receive(conn.sock)
+        if data is None:
             return
-        except OSError:
-            data = b""
         if not data or sent + len(data) > LINGER_BYTES:
             self._end(conn)
         else:
@@ -241,3 +233,13 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
     def _close(self, conn: Any) -> None:
         self.nr_conns -= 1
         conn.close()
+
+
+def _receive(sock: socket.socket) -> bytes | None:
+    """Return what has come on a socket; b"" if it has ended, in whichever way, and None if nothing is there after all."""
+    try:
+        return sock.recv(_PIECE_BYTES)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""

@@ -20,12 +20,11 @@ from throttled import Throttled
 from throttled.rate_limiter import per_min
 from throttled.store import MemoryStore
 
-from service.config import InvalidSetting, ServiceConfig
+from service.config import MAX_NOTES_PER_MINUTE, InvalidSetting, ServiceConfig
 from service.errors import QuotaExceeded, UnknownClient
 from service.music.piece import RESOLUTION
 from service.web.requests import GenerateRequest
 
-MAX_NOTES_PER_MINUTE = 10**9
 MAX_CLIENTS = 100_000  # whose buckets are kept; of more, those not seen for longest begin anew
 NOTES_PER_QUARTER = 4  # what a piece asked for by its bars is taken to have
 _IPV6_NETWORK = 64  # bits of an address that one subscriber is given

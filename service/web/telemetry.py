@@ -23,7 +23,11 @@ class Trace:
     ----------
     traceparent : str
         What is told to the client: its own trace, with a span of ours; a new one if it has none.
+    exported : bool
+        Whether `end` does anything.
     """
+
+    exported = False
 
     def __init__(self, given: str) -> None:
         found = _TRACEPARENT.fullmatch(given)
@@ -94,6 +98,8 @@ class ExportedTracing(Tracing):
 
 
 class _ExportedTrace(Trace):
+    exported = True
+
     def __init__(self, given: str, tracing: ExportedTracing) -> None:
         from opentelemetry import trace
 

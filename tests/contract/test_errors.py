@@ -9,6 +9,8 @@ import pytest
 from service.errors import EngineFailed, EngineOverloaded, GenerationTimeout
 from service.music.representation import TIME_SIGNATURES
 from service.web.contract import Contract
+from service.web.metrics import CAUSES
+from service.web.refusals import CAUSE
 
 CONTRACT = Contract.load()
 PROBLEM = jsonschema_rs.Draft202012Validator(CONTRACT.document["components"]["schemas"]["Problem"])
@@ -281,6 +283,10 @@ def test_not_ready_is_said_and_to_be_tried_again(client, engine):
     check_problem(response, 503)
     assert response.headers["Retry-After"] == "1"
     assert client.get("/livez").status_code == 200
+
+
+def test_every_cause_of_a_refusal_is_one_that_the_metric_begins_with():
+    assert set(CAUSE.values()) | {"stopping", "client left", "fault", "too slow", "http"} == set(CAUSES)
 
 
 def test_every_status_of_generate_is_documented():

@@ -12,6 +12,7 @@ from service.engine.sampling import MAX_SEED
 from service.music.keys import KEY_NAMES
 from service.music.piece import HIGHEST_PITCH, LOWEST_PITCH
 from service.music.representation import TIME_SIGNATURES
+from service.web import quotas, upload
 from service.web.contract import DOCUMENT, Contract, ContractMismatch
 from service.web.melody import MAX_HELD
 from service.web.requests import MAX_NOTES
@@ -88,6 +89,12 @@ def test_limits_are_those_of_the_code():
     assert SCHEMAS["Problem"]["properties"]["errors"]["maxItems"] == MAX_VIOLATIONS
     assert MAX_HELD == 8, "Melody says eight"
     assert SCHEMAS["Length"]["maximum"] == MAX_NOTES
+    assert SCHEMAS["Melody"]["maxItems"] == upload.MAX_NOTES
+    assert SCHEMAS["Note"]["properties"]["start"]["maximum"] == upload.MAX_QUARTERS
+    assert (SCHEMAS["Tempo"]["minimum"], SCHEMAS["Tempo"]["maximum"]) == upload.TEMPO_RANGE
+    told = CONTRACT.document["paths"]["/generate"]["post"]["requestBody"]["content"]["audio/midi"]["schema"]["description"]
+    assert f"at most {upload.MAX_FILE_BYTES:,} bytes, with 1 to {upload.MAX_NOTES:,} notes" in told
+    assert quotas.NOTES_PER_QUARTER == 4, "TooMany says four"
     assert SCHEMAS["TimeSignature"]["enum"] == list(TIME_SIGNATURES[1:])
     assert max(len(name) for name in KEY_NAMES) <= SCHEMAS["Key"]["maxLength"]
 

@@ -17,6 +17,8 @@ from tests.metrics import plain_values
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON = {"Accept": "application/json"}
+GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]
+FEW_THREADS = {"NOCTURNE_CORES": "1", "NOCTURNE_SLOTS": "1", "NOCTURNE_QUEUE": "1", "NOCTURNE_THREADS": "3"}
 CLIENT_TIMEOUT_S = 120  # of a test that would otherwise hang; no test asserts a time
 
 
@@ -97,22 +99,35 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def is_open(port: int) -> bool:
+    """Return whether a connection to a port is taken; some are refused, others closed before they are."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=CLIENT_TIMEOUT_S).close()
+    except ConnectionError:
+        return False
+    return True
+
+
+@contextmanager
+def ended(command: list[str], log: Path, **options):
+    """Run a process whose errors go to a file, and end it with the block."""
+    with log.open("w") as errors, subprocess.Popen(command, stderr=errors, **options) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(CLIENT_TIMEOUT_S)
+
+
 @contextmanager
 def running(log: Path, port: int | None = None, **settings):
     port = port or free_port()
     environment = {**os.environ, "HOST": "127.0.0.1", "PORT": str(port), **settings}
-    command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]
-    with log.open("w") as errors, subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-    ) as process:  # fmt: skip
-        try:
-            assert process.stdout.readline().startswith("Nocturne is ready: curl"), log.read_text()
-            service = Service(process, port, int(settings.get("ADMIN_PORT", 0)))
-            with service.http:
-                yield service
-        finally:
-            process.terminate()
-            process.wait(CLIENT_TIMEOUT_S)
+    with ended(GUNICORN, log, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().startswith("Nocturne is ready: curl"), log.read_text()
+        service = Service(process, port, int(settings.get("ADMIN_PORT", 0)))
+        with service.http:
+            yield service
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -17,7 +16,19 @@ from threading import Event
 import httpx
 import pytest
 
-from tests.e2e.conftest import CLIENT_TIMEOUT_S, JSON, ROOT, Service, free_port, request_bytes, running, wait_until
+from tests.e2e.conftest import (
+    CLIENT_TIMEOUT_S,
+    FEW_THREADS,
+    JSON,
+    ROOT,
+    Service,
+    ended,
+    free_port,
+    is_open,
+    request_bytes,
+    running,
+    wait_until,
+)
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 PROBLEM = "application/problem+json"
@@ -26,7 +37,6 @@ LEAST = 13  # requests of each of them
 
 # Few slots, so that pieces wait for each other; yet room for the whole crowd in one process, so that none is ever refused.
 SETTINGS = {"NOCTURNE_CORES": "1", "NOCTURNE_SLOTS": "4", "NOCTURNE_QUEUE": "16", "NOCTURNE_ACCESS_LOG": "off"}
-FEW_THREADS = {"NOCTURNE_CORES": "1", "NOCTURNE_SLOTS": "1", "NOCTURNE_QUEUE": "1", "NOCTURNE_THREADS": "3"}
 
 ASKED = [{"seed": seed, "length": 30 + 8 * seed, "end": seed % 2 == 0} for seed in range(16)]
 ASKED += [{"seed": ["C4", "mib4", ["C4", "G4"]], "random_seed": seed, "bars": 4 + seed, "key": "sol menor"} for seed in range(4)]
@@ -63,13 +73,6 @@ def lasting_port() -> int:
     return free_port()
 
 
-def is_open(port: int) -> bool:
-    with suppress(ConnectionError):
-        socket.create_connection(("127.0.0.1", port), timeout=CLIENT_TIMEOUT_S).close()
-        return True
-    return False
-
-
 @contextmanager
 def proxied(folder: Path, ports: list[int]) -> Iterator[Service]:
     """Run nginx before three ports, with the shipped configuration; only places differ, and what would depend on time."""
@@ -92,16 +95,12 @@ def proxied(folder: Path, ports: list[int]) -> Iterator[Service]:
     (folder / "nginx.conf").write_text(text)
     command = [NGINX, "-e", "stderr", "-c", str(folder / "nginx.conf"), "-g", "daemon off;"]
     errors = folder / "nginx.log"
-    with errors.open("w") as stderr, subprocess.Popen(command, stderr=stderr) as process:
-        try:
-            assert wait_until(lambda: is_open(port) or process.poll() is not None)
-            assert process.poll() is None, errors.read_text()
-            proxy = Service(process, port)
-            with proxy.http:
-                yield proxy
-        finally:
-            process.terminate()
-            process.wait(CLIENT_TIMEOUT_S)
+    with ended(command, errors) as process:
+        assert wait_until(lambda: is_open(port) or process.poll() is not None)
+        assert process.poll() is None, errors.read_text()
+        proxy = Service(process, port)
+        with proxy.http:
+            yield proxy
 
 
 @pytest.fixture(scope="module")

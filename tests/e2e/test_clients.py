@@ -9,9 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.e2e.conftest import CLIENT_TIMEOUT_S, running, wait_until
+from tests.e2e.conftest import CLIENT_TIMEOUT_S, FEW_THREADS, running, wait_until
 
-FEW = {"NOCTURNE_CORES": "1", "NOCTURNE_SLOTS": "1", "NOCTURNE_QUEUE": "1", "NOCTURNE_THREADS": "3"}  # threads, above all
 POST = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
 
@@ -19,7 +18,7 @@ POST = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\
 def few(tmp_path_factory):
     """A service with three threads."""
     log = tmp_path_factory.mktemp("few") / "errors.log"
-    with running(log, **FEW) as service:
+    with running(log, **FEW_THREADS) as service:
         yield service
     assert "Traceback" not in log.read_text()
 

@@ -6,9 +6,7 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -20,7 +18,18 @@ import pytest
 
 from service.engine.files import hash_line, hash_path
 from service.web.quotas import hash_key
-from tests.e2e.conftest import CLIENT_TIMEOUT_S, ROOT, Service, free_port, request_bytes, running, wait_until
+from tests.e2e.conftest import (
+    CLIENT_TIMEOUT_S,
+    FEW_THREADS,
+    GUNICORN,
+    ROOT,
+    Service,
+    free_port,
+    is_open,
+    request_bytes,
+    running,
+    wait_until,
+)
 from tests.metrics import plain_values
 
 EXPORTED = ROOT / "exported"
@@ -86,9 +95,8 @@ def test_a_deadline_that_passes_is_said(tmp_path):
 
 
 def test_the_admin_port_has_probes_and_metrics_and_nothing_else(tmp_path):
-    settings = {"NOCTURNE_CORES": "1", "NOCTURNE_SLOTS": "1", "NOCTURNE_QUEUE": "1", "NOCTURNE_THREADS": "3"}
     admin_port = free_port()
-    with running(tmp_path / "log", ADMIN_PORT=str(admin_port), **settings) as service, ExitStack() as stack:
+    with running(tmp_path / "log", ADMIN_PORT=str(admin_port), **FEW_THREADS) as service, ExitStack() as stack:
         admin = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{admin_port}", timeout=CLIENT_TIMEOUT_S))
         assert admin.get("/readyz").json()["status"] == "ready"
         assert admin.get("/metrics").text.startswith("# HELP nocturne_")
@@ -113,7 +121,7 @@ def test_sigterm_lets_what_is_under_way_come_to_its_end(tmp_path):
         connection.sendall(request_bytes(seed=1, length=4096, end=False))
         select.select([connection], [], [], 0.3)  # enough for gunicorn to take the request
         service.process.send_signal(signal.SIGTERM)
-        assert wait_until(lambda: is_refused(admin_port)), "it still says that it is ready"
+        assert wait_until(lambda: not is_open(admin_port)), "it still says that it is ready"
         assert not select.select([connection], [], [], 0)[0], "readiness was to drop before the last answer"
         while data := connection.recv(65536):
             answer.write(data)
@@ -136,14 +144,6 @@ def test_sighup_replaces_the_worker_and_no_request_is_lost(tmp_path):
         assert [answer.result().content for answer in answers] == expected * 3
         assert wait_until(lambda: (now := service.engine_pids()) and not now.keys() & before), "the old engine still runs"
         assert service.compose(**asked[0]).content == expected[0]
-
-
-def is_refused(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=CLIENT_TIMEOUT_S).close()
-    except ConnectionError:  # refused, or closed before it was taken
-        return True
-    return False
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_after_a_kill_there_is_no_half_answer_and_a_service_again(tmp_path, vict
             assert not service.engine_pids().keys() & before
         assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before)), "an engine outlived its service"
     if victim == "master":  # nothing of it is left, and what restarts a container starts another one
-        assert wait_until(lambda: is_refused(port))
+        assert wait_until(lambda: not is_open(port))
         with running(tmp_path / "log", port=port, **FEW) as service:
             assert service.compose(**asked[0]).content == expected[0]
 
@@ -292,9 +292,8 @@ def test_a_model_that_is_not_what_it_should_be_ends_the_start_with_one_sentence(
 
 def failed_start(settings: dict[str, str]) -> str:
     """Return what a service says that cannot start."""
-    command = [sys.executable, "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]
     environment = {**os.environ, "PORT": str(free_port()), **settings}
-    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S)
+    ended = subprocess.run(GUNICORN, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=CLIENT_TIMEOUT_S)
     assert ended.returncode != 0
     assert "Traceback" not in ended.stderr
     return ended.stderr

@@ -1,6 +1,5 @@
 """`report`: compose with an exported model and say how its music compares with real music, in report.json and pictures."""
 
-import hashlib
 import json
 import math
 import time
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from service.engine.files import file_hash
 from service.engine.sampling import LAG_BIAS, SamplingParams
 from training.report.asking import check_control
 from training.report.comparison import compare, count_failures, look_at_form
@@ -67,7 +67,7 @@ def make_report(
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "model": model_path.name,
-        "sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
+        "sha256": file_hash(model_path),
         "data": data_path.name,
         "settings": {
             "temperature": SamplingParams.temperature,
