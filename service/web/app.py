@@ -4,7 +4,6 @@ Stateless: nothing outlives a request but the engine.
 """
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,24 +15,18 @@ from service.config import ServiceConfig
 from service.engine.devices import runs_on_gpu
 from service.engine.interface import ModelInfo
 from service.engine.process import Engine, start_engine
-from service.errors import EngineFailed, GenerationTimeout
-from service.web.access import ASKED, CLIENT, PARTS, trace_requests
+from service.errors import EngineFailed
+from service.web.access import trace_requests
 from service.web.admin import ON_ADMIN_PORT
-from service.web.answers import VARY, cache_for, entity_tag, negotiate, not_modified, respond
-from service.web.body import read_json, read_midi_file
-from service.web.compose import assemble, make_sequence
-from service.web.contract import Contract, parse_query
+from service.web.contract import Contract
 from service.web.docs import DocsPage
+from service.web.generation import Generation
 from service.web.hardening import harden
 from service.web.metrics import Metrics
 from service.web.player import Player
-from service.web.preferences import APPLIED, PREFER, wait_preference
-from service.web.quotas import Quotas, cost_of
+from service.web.quotas import Quotas
 from service.web.refusals import handle_errors
-from service.web.requests import GenerateRequest
 from service.web.telemetry import Tracing
-from service.web.upload import Upload, read_upload
-from service.web.waiting import ClientWatcher, wait_for
 
 # What /models tells of a model's metadata, beside what can be asked of it.
 _MODEL_KEYS = (
@@ -105,66 +98,8 @@ def _handlers(
 ) -> dict[str, Callable[[], Response]]:
     """Return a handler for each operation, by operationId."""
     players = Player.by_name(engine.models)
-    hashes, version = {model.name: model.sha256 for model in engine.models}, contract.document["info"]["version"]
-    docs, watcher = DocsPage(contract.document), ClientWatcher(engine.cancel)
-
-    def compose(operation: str, read_fields: Callable[[], tuple[Any, Upload | None]]) -> Response:
-        started = time.monotonic()
-        client = quotas.identify(request.headers.get("Authorization"), request.remote_addr)
-        if quotas.need_keys:
-            request.environ[CLIENT] = client.name
-        media_type = negotiate(request)
-        given, upload = read_fields()
-        fields = contract.check(operation, given)
-        request.environ[ASKED] = {name: value for name, value in fields.items() if not isinstance(value, list)}
-        asked = GenerateRequest.from_fields(fields, players, upload)
-        kept = asked.repeatable and request.method != "POST"
-        tag = entity_tag(fields, media_type, hashes[asked.model], version) if kept else None
-        caching = cache_for(kept, "model" in fields, quotas.need_keys)
-        if tag is not None and not_modified(request, tag):
-            return Response(status=304, headers={"ETag": tag, "Cache-Control": caching, "Vary": VARY})
-        cost = cost_of(asked)
-        quotas.check(client, cost)
-        wait_s = wait_preference(request.headers.get(PREFER), config.deadline_s)
-        deadline = started + (wait_s or config.deadline_s)
-        future = engine.submit(make_sequence(asked), deadline)
-        quotas.charge(client, cost)  # only now: what the queue refuses costs nothing
-        read = time.monotonic()
-        try:
-            composition = wait_for(engine, future, deadline, request.environ.get("gunicorn.socket"), watcher)
-        except GenerationTimeout:
-            detail = (
-                f"the piece was not complete within {wait_s or config.deadline_s} seconds; ask for fewer notes or try again later"
-            )
-            raise GenerationTimeout(detail) from None
-        composed = time.monotonic()
-        response = respond(assemble(asked, composition, players[asked.model]), media_type)
-        response.headers["Cache-Control"] = caching
-        if tag is not None:
-            response.headers["ETag"] = tag
-        if wait_s is not None:
-            response.headers[APPLIED] = f"wait={wait_s}"
-        parts = {"read": read - started, "queue": composition.queue_s, "compose": composition.compose_s}
-        now = time.monotonic()
-        request.environ[PARTS] = parts | {"write": now - composed, "total": now - started}
-        metrics.time(composition, now - started)
-        return response
-
-    def read_query() -> dict[str, Any]:
-        return parse_query(request.args.items(multi=True))
-
-    def read_body() -> tuple[Any, Upload | None]:
-        """Read the fields from JSON; beside a MIDI file they stand in the query."""
-        file = read_midi_file(request, config.max_body_bytes)
-        if file is None:
-            return read_json(request, config.max_body_bytes), None
-        return read_query(), read_upload(file)
-
-    def generate() -> Response:
-        return compose("generate", read_body)
-
-    def generate_by_query() -> Response:
-        return compose("generateByQuery", lambda: (read_query(), None))
+    generation = Generation(config, contract, engine, players, metrics, quotas)
+    docs = DocsPage(contract.document)
 
     def list_models() -> Response:
         return _json({"models": [_describe(model, players[model.name]) for model in engine.models]})
@@ -187,8 +122,8 @@ def _handlers(
         return metrics.response()
 
     return {
-        "generate": generate,
-        "generateByQuery": generate_by_query,
+        "generate": generation.by_body,
+        "generateByQuery": generation.by_query,
         "listModels": list_models,
         "live": live,
         "ready": ready,
