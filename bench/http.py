@@ -79,9 +79,9 @@ def running_server(command: Sequence[str], settings: Mapping[str, str], port: in
 
 
 @contextmanager
-def running_service(model: Path, **settings: str) -> Iterator[tuple[int, int]]:
+def running_service(model: Path, port: int | None = None, **settings: str) -> Iterator[tuple[int, int]]:
     """Run the service as it ships, but for some settings; yields its port, and the id of gunicorn's process."""
-    port = free_port()
+    port = port or free_port()
     where = {"HOST": HOST, "PORT": str(port)}
     name = model.stem.removesuffix(INT8)
     what = {"NOCTURNE_MODEL_DIR": str(model.parent.resolve()), "NOCTURNE_MODEL": name}

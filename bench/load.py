@@ -37,13 +37,14 @@ class Job(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One request as it was served."""
+    """One request as it was served; `refused` if it was answered 503, and told when to come again."""
 
     due: float
     sent: float
     done: float
     notes: int
     ok: bool
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,11 @@ class _Connection(asyncio.Protocol):
         if len(self._data) < self._end or self.index is None:
             return
         ok = self._data.startswith(b"HTTP/1.1 200") and self._data.startswith(self._run.begins, self._head_end)
+        refused = self._data.startswith(b"HTTP/1.1 503") and b"\r\nretry-after:" in self._data[: self._head_end].lower()
         index, self.index, self._end = self.index, None, 0
         self._data.clear()
         self.answered += 1
-        self._run.take_answer(self, index, ok)
+        self._run.take_answer(self, index, ok, refused)
 
     def connection_lost(self, error: Exception | None) -> None:
         """Tell the run of a request that will have no answer (asyncio calls this)."""
@@ -236,10 +238,10 @@ class _Run:
             self._send_next(started + arrival)
         await self._finished.wait()
 
-    def take_answer(self, connection: _Connection, index: int, ok: bool) -> None:
+    def take_answer(self, connection: _Connection, index: int, ok: bool, refused: bool) -> None:
         """Note an answer; the connection is free."""
         self._idle.append(connection)
-        self._note(index, ok)
+        self._note(index, ok, refused)
 
     def take_loss(self, index: int, again: bool) -> None:
         """Note that a connection broke under a request, or send it again."""
@@ -286,9 +288,9 @@ class _Run:
         self._all.append(connection)
         return connection
 
-    def _note(self, index: int, ok: bool) -> None:
+    def _note(self, index: int, ok: bool, refused: bool = False) -> None:
         now = time.perf_counter()
-        self._samples[index] = Sample(self._due[index], self._sent[index], now, self._notes[index], ok)
+        self._samples[index] = Sample(self._due[index], self._sent[index], now, self._notes[index], ok, refused)
         if len(self._samples) == len(self._requests):
             self._finished.set()
         elif self._closed_loop and self._next < len(self._requests):
