@@ -201,3 +201,6 @@ def test_the_page_loads_nothing_and_allows_only_its_own_script(client):
         assert f"{operation.method} {operation.path}" in page
     for field in BODY:
         assert f'name="{field}"' in page
+    for beside in ("file", "api-key"):  # no fields of the JSON, and so without a name that the form would send
+        assert f'id="{beside}"' in page
+        assert f'name="{beside}"' not in page

@@ -98,10 +98,10 @@ def test_the_median_is_taken_figure_by_figure() -> None:
 
 
 class Server:
-    """Answers every request after `delay_s`, some wrongly; counts what it sees."""
+    """Answers every request after `delay_s`, the first ones wrongly, with `wrong`; counts what it sees."""
 
-    def __init__(self, delay_s: float = 0.0, per_connection: int = 10**9, bad: int = 0) -> None:
-        self.delay_s, self.per_connection, self.bad = delay_s, per_connection, bad
+    def __init__(self, delay_s: float = 0.0, per_connection: int = 10**9, bad: int = 0, wrong: bytes = b"500 No") -> None:
+        self.delay_s, self.per_connection, self.bad, self.wrong = delay_s, per_connection, bad, wrong
         self.bodies: list[bytes] = []
         self.now = self.most = self.connections = 0
 
@@ -112,7 +112,7 @@ class Server:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
                 self.bodies.append(await reader.readexactly(length))
-                status = b"500 No" if len(self.bodies) <= self.bad else b"200 OK"
+                status = self.wrong if len(self.bodies) <= self.bad else b"200 OK"
                 self.now += 1
                 self.most = max(self.most, self.now)
                 await asyncio.sleep(self.delay_s)
@@ -181,6 +181,16 @@ def test_wrong_answers_are_errors() -> None:
         samples = run_load(port, JOBS, clients=3)
         assert sum(not sample.ok for sample in samples) == 7
         assert not any(sample.ok for sample in run_load(port, JOBS, clients=3, begins=b"other"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "refused"), [(b"503 Later\r\nRETRY-after: 1", 7), (b"503 Later", 0), (b"429 Enough\r\nRetry-After: 1", 0)]
+)
+def test_refused_is_what_is_told_when_to_come_again(wrong, refused) -> None:
+    with running(Server(bad=7, wrong=wrong)) as port:
+        samples = run_load(port, JOBS, clients=3)
+    assert sum(not sample.ok for sample in samples) == 7
+    assert sum(sample.refused for sample in samples) == refused
 
 
 def test_connections_that_the_server_closes_are_opened_again() -> None:

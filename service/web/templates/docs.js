@@ -4,6 +4,8 @@ const message = document.getElementById("status");
 const result = document.getElementById("result");
 const link = document.getElementById("download");
 const sent = document.getElementById("request");
+const file = document.getElementById("file");
+const key = document.getElementById("api-key");
 
 // 42 is a random seed, JSON is taken as it is, anything else is a list of note names.
 function readSeed(text) {
@@ -16,13 +18,24 @@ function readSeed(text) {
 
 function readFields() {
   const fields = {};
-  for (const input of form.querySelectorAll("input, select")) {
+  for (const input of form.querySelectorAll("[name]")) {
     if (input.type === "checkbox") fields[input.name] = input.checked;
     else if (input.value.trim() === "") continue;
     else if (input.name === "seed") fields.seed = readSeed(input.value.trim());
     else fields[input.name] = input.type === "number" ? Number(input.value) : input.value;
   }
   return fields;
+}
+
+// Beside a MIDI file the fields stand in the query. The key is sent and not shown.
+function makeRequest() {
+  const fields = readFields();
+  const query = file.files.length ? `?${new URLSearchParams(fields)}` : "";
+  const type = file.files.length ? "audio/midi" : "application/json";
+  const body = file.files.length ? file.files[0] : JSON.stringify(fields);
+  const authorization = key.value ? { Authorization: `Bearer ${key.value.trim()}` } : {};
+  const shown = `POST /generate${query}\nContent-Type: ${type}\n\n${file.files.length ? `(${body.name}, ${body.size} bytes)` : body}`;
+  return { url: `generate${query}`, options: { method: "POST", headers: { "Content-Type": type, ...authorization }, body }, shown };
 }
 
 // Suggestions from what the model knows; without them a field takes any text all the same.
@@ -36,14 +49,14 @@ suggest().catch(() => {});
 
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
-  const body = JSON.stringify(readFields());
-  sent.textContent = `POST /generate\nContent-Type: application/json\n\n${body}`;
+  const { url, options, shown } = makeRequest();
+  sent.textContent = shown;
   sent.hidden = false;
   result.hidden = true;
   message.className = "";
   message.textContent = "Composing …";
   try {
-    const response = await fetch("generate", { method: "POST", headers: { "Content-Type": "application/json" }, body });
+    const response = await fetch(url, options);
     if (!response.ok) {
       const problem = await response.json();
       message.className = "error";
