@@ -6,6 +6,7 @@ PORT ?= 8000
 DATA ?= data
 RUN ?= runs/piano
 MODEL ?= exported/nocturne
+TAG ?= nocturne
 ATTRIBUTION ?= $(shell cat exported/ATTRIBUTION.txt 2>/dev/null)
 bin := $(VENV)/bin
 export ORT_DISABLE_TELEMETRY = 1
@@ -74,9 +75,9 @@ bench: $(VENV)/.all  ## speed and exactness, as ratios and bounds: half an hour,
 soak: $(VENV)/.all  ## thirty minutes of load: answers, memory, threads, descriptors
 	$(bin)/python -m bench.soak
 
-image:  ## build the container image (GPU=1 adds CUDA, BASE=... names its base) and write what is in it to nocturne.cdx.json
-	docker build --build-arg GPU=$(or $(GPU),0) $(if $(BASE),--build-arg BASE=$(BASE)) -t nocturne .
-	container=$$(docker create nocturne) && { docker cp $$container:/app/sbom.cdx.json nocturne.cdx.json; status=$$?; \
+image:  ## build the container image (TAG=its name, GPU=1 for CUDA, BASE=its base) and list its packages in nocturne.cdx.json
+	docker build --build-arg GPU=$(or $(GPU),0) $(if $(BASE),--build-arg BASE=$(BASE)) -t $(TAG) .
+	container=$$(docker create $(TAG)) && { docker cp $$container:/app/sbom.cdx.json nocturne.cdx.json; status=$$?; \
 		docker rm $$container > /dev/null; exit $$status; }
 
 # Without --strict, a version that cannot be looked up would count as one without faults. What it prints last says it all.
