@@ -49,7 +49,7 @@ from bench.load import (
 )
 from bench.processes import Usage, busy_s, read_usage
 from bench.shipped import add_model
-from bench.tables import finish, show
+from bench.tables import Verdict, finish, show, show_verdicts
 
 EARLY, LATE = (0.1, 0.3), (0.8, 1.0)  # the spans of the time that are compared
 WINDOW_S, WINDOWS = 60.0, 10  # a window's length, but so many windows at least
@@ -148,15 +148,6 @@ class Pinned:
     failed: int = 0
     wrong_bytes: int = 0
     notes: int = 0
-
-
-class Verdict(NamedTuple):
-    """A figure and its bound."""
-
-    what: str
-    value: float
-    bound: str
-    kept: bool
 
 
 def within(at: float, span: tuple[float, float]) -> bool:
@@ -432,8 +423,7 @@ def report(soak: Soak, model: str, saturation: float, rate: float) -> bool:
     head = ("", "p50 ms", "p95 ms", "p99 ms", "requests", "cores taken by others")
     beside = zip(times.items(), others, strict=True)
     show("Latency, and what else ran", head, [(name, *row.values(), f"{cores:.2f}") for (name, row), cores in beside])
-    rows = [(one.what, one.value, one.bound, "kept" if one.kept else "broken") for one in verdicts]
-    show("Bounds", ("", "value", "bound", "verdict"), rows)
+    kept = show_verdicts(verdicts)
     finish(
         {
             "model": model,
@@ -452,7 +442,7 @@ def report(soak: Soak, model: str, saturation: float, rate: float) -> bool:
             "verdicts": [one._asdict() for one in verdicts],
         }
     )
-    return all(one.kept for one in verdicts)
+    return kept
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.cores import available_cores
 
@@ -28,6 +28,22 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None
                 cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
             )
         )
+
+
+class Verdict(NamedTuple):
+    """A figure and its bound."""
+
+    what: str
+    value: float
+    bound: str
+    kept: bool
+
+
+def show_verdicts(verdicts: Sequence[Verdict]) -> bool:
+    """Print which bounds are kept; return whether all are."""
+    rows = [(one.what, one.value, one.bound, "kept" if one.kept else "broken") for one in verdicts]
+    show("Bounds", ("", "value", "bound", "verdict"), rows)
+    return all(one.kept for one in verdicts)
 
 
 def finish(figures: Mapping[str, Any]) -> None:
