@@ -7,12 +7,13 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS build
 ARG GPU=0
 WORKDIR /build
-COPY pyproject.toml constraints.txt LICENSE ./
+COPY pyproject.toml constraints.txt constraints-cuda.txt LICENSE ./
 # The core dependencies, and those of OpenTelemetry, which settings switch on: the code is copied, not installed, and so a change of code installs nothing again.
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print('\n'.join(p['dependencies'] + p['optional-dependencies']['otel']))" > requirements.txt \
  && if [ "${GPU}" = 1 ]; then printf "onnxruntime-gpu[cuda,cudnn]\nonnx\n" >> requirements.txt; fi \
  && python -m venv /opt/venv \
- && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -r requirements.txt \
+ && /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check -c constraints.txt -c constraints-cuda.txt \
+    -r requirements.txt \
  && /opt/venv/bin/python -m pip uninstall --yes pip setuptools
 # What is installed, with its licences, as CycloneDX. The tool that writes it stays behind in this stage.
 RUN python -m venv /opt/sbom \

@@ -1,8 +1,10 @@
 import importlib.metadata
 import json
+import platform
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from pathlib import Path, PurePosixPath
 
@@ -76,9 +78,9 @@ def ignored(path, rules=RULES):
     return out
 
 
-def pinned():
-    """The version of each package in constraints.txt."""
-    found = [line.split("==") for line in lines("constraints.txt") if not line.startswith("#")]
+def pinned(file="constraints.txt"):
+    """The version of each package in a file of constraints."""
+    found = [line.split("==") for line in lines(file) if not line.startswith("#")]
     return {canonicalize_name(name): Version(version) for name, version in found}
 
 
@@ -200,6 +202,18 @@ def test_every_package_of_the_service_has_the_one_version_that_was_tested():
         found = map(Requirement, requires)
         waiting += [it for it in found if it.marker is None or any(it.marker.evaluate({"extra": extra}) for extra in extras)]
     assert {"werkzeug", "protobuf"} <= seen
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="onnxruntime-gpu is for Linux on x86-64")
+def test_every_library_of_cuda_has_one_version_that_fits_the_runtime():
+    pins, runtime = pinned("constraints-cuda.txt"), f"onnxruntime-gpu {pinned()['onnxruntime-gpu']}"
+    assert runtime in lines("constraints-cuda.txt")[0]
+    wanted = [Requirement(one) for one in importlib.metadata.requires("onnxruntime-gpu") if "extra ==" in one]
+    wanted = [one for one in wanted if any(one.marker.evaluate({"extra": extra}) for extra in ("cuda", "cudnn"))]
+    assert {one.name.partition("-")[0] for one in wanted} == {"nvidia"}
+    for one in wanted:
+        assert pins[canonicalize_name(one.name)] in one.specifier
+    assert not pins.keys() & pinned().keys()
 
 
 @pytest.mark.parametrize("base", ["", "python:3.11-slim-bookworm@sha256:" + "0" * 64])
