@@ -24,6 +24,8 @@ from service.errors import EngineOverloaded, GenerationTimeout, ModelMismatch
 
 log = logging.getLogger(__name__)
 
+_NICE = 5  # what composes never rests; probes, refusals and answers, which take a millisecond, go before it
+
 
 class Worker:
     """Takes sequences and gives compositions until the other side closes the connection.
@@ -166,6 +168,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
     # Ctrl-C in a terminal reaches the whole group; the service decides when we end, by closing the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICE)  # before any other thread, since each inherits it
     connection = Connection(options.fd)
     try:
         models = [load_model(path, options.provider, options.slots, options.chunk) for path in options.models]

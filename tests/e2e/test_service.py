@@ -1,6 +1,7 @@
 """gunicorn and the shipped model over a real socket: the files that clients get, and the clients that misbehave."""
 
 import json
+import os
 from bisect import bisect
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
@@ -146,6 +147,11 @@ def test_temperature_0_needs_no_luck_and_one_note_is_not_repeated(service):
     assert one == other
     pitches = [note["pitch"] for note in service.notes(seed=1, length=200, end=False)["notes"]]
     assert len(set(pitches)) > 10
+
+
+def test_answers_go_before_composing(service):
+    engine, worker = (os.getpriority(os.PRIO_PROCESS, pid) for pid in (service.engine_pid(), service.worker_pid()))
+    assert engine > worker  # the higher, the nicer to others
 
 
 def test_the_rest_of_the_contract_answers(service):
