@@ -9,6 +9,7 @@ NocturneError
 ├── EngineOverloaded      the queue of the engine is full: try again later
 ├── EngineFailed          the engine's process cannot be reached
 └── GenerationTimeout     the deadline of a request passed before its last note
+    └── WaitOver          that deadline was the client's own, shorter than the service's
 
 Nothing here knows an HTTP status: `service.web.app` holds the one table from error to status.
 """
@@ -81,3 +82,7 @@ class EngineFailed(NocturneError):
 
 class GenerationTimeout(NocturneError):
     """The deadline of a request passed before the piece was complete."""
+
+
+class WaitOver(GenerationTimeout):
+    """The client did not want to wait any longer (`Prefer: wait`)."""

@@ -11,12 +11,15 @@ import socket
 import subprocess
 import sys
 import threading
+from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
 from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.errors import AppImportError  # type: ignore[import-untyped]
 
 from service.config import InvalidSetting, ServiceConfig
+from service.logs import LOGGING
+from service.web.access import log_refusal
 from service.web.admin import AdminServer
 from service.web.problems import problem_bytes
 
@@ -52,37 +55,48 @@ keepalive = 5
 http_parser = "python"
 control_socket_disable = True
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a heartbeat must not wait for a disk
-loglevel = "warning"
+logconfig_dict = LOGGING
 accesslog = None
 
 
 def when_ready(server: Any) -> None:
     """Let SIGHUP replace a worker that runs only by one that can start; gunicorn would stop altogether."""
     reload = server.reload
+    server.reloads_refused = RawValue("L", 0)  # in memory shared with the workers, which tell
 
     def checked_reload() -> None:
         check = subprocess.run([sys.executable, "-m", "service.check"], capture_output=True, text=True)
         if check.returncode == 0:
             reload()
         else:
+            server.reloads_refused.value += 1
             server.log.error("SIGHUP changes nothing, since a worker could not start: %s", check.stderr.strip())
 
     server.reload = checked_reload
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Tell the worker the limit of a body, and the log what is not worth a line."""
+    """Tell the worker the limit of a body and where refused reloads are counted, and the log what is not worth a line."""
     worker.max_body = _config.max_body_bytes
-    logging.getLogger("gunicorn.error").addFilter(lambda record: not _is_timeout(record))
+    worker.reloads_refused = server.reloads_refused
+    logging.getLogger("gunicorn.error").addFilter(_is_worth_a_line)
 
 
 def post_worker_init(worker: Any) -> None:
     """Open the admin port, and say in one line how to call the service, now that it answers."""
     app = worker.wsgi
-    worker.on_refusal = app.extensions["metrics"].reject
+    metrics = app.extensions["metrics"]
+    metrics.reloads_refused = lambda: worker.reloads_refused.value
+
+    def refused(sock: socket.socket, status: int) -> None:
+        metrics.reject("too slow" if status == 408 else "http")
+        if _config.access_log == "json":
+            log_refusal(sock, status)
+
+    worker.on_refusal = refused
 
     def write_problem(sock: socket.socket, status: int, reason: str, detail: str) -> None:
-        worker.on_refusal("http")
+        refused(sock, status)
         util.write_nonblock(sock, problem_bytes(status, reason, detail))
 
     util.write_error = write_problem  # what the parser refuses has the shape of every other error
@@ -114,6 +128,10 @@ def worker_exit(server: Any, worker: Any) -> None:
         worker.wsgi.extensions["tracing"].close()
 
 
-def _is_timeout(record: logging.LogRecord) -> bool:
-    """Return whether a log record only says that a client was too slow to take its answer."""
-    return record.exc_info is not None and isinstance(record.exc_info[1], TimeoutError)
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Return whether a log record is neither about a client too slow to take its answer, nor about a refusal, which has its line.
+
+    What gunicorn says of a refusal may hold a piece of the request, a key among it.
+    """
+    slow = record.exc_info is not None and isinstance(record.exc_info[1], TimeoutError)
+    return not slow and not record.getMessage().startswith("Invalid request from ip=")

@@ -4,7 +4,7 @@ Started by `service.engine.process`, never by hand. Ends when the service closes
 """
 
 import argparse
-import logging
+import logging.config
 import os
 import signal
 import threading
@@ -21,6 +21,7 @@ from service.engine.sampling import Composition
 from service.engine.scheduler import ChunkModel, Outcome, Scheduler
 from service.engine.wire import Message, pack, unpack
 from service.errors import EngineOverloaded, GenerationTimeout, ModelMismatch
+from service.logs import LOGGING
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--provider", required=True)
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
+    logging.config.dictConfig(LOGGING)
     # Ctrl-C in a terminal reaches the whole group; the service decides when we end, by closing the socket.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICE)  # before any other thread, since each inherits it

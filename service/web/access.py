@@ -7,6 +7,7 @@ Probes that succeed are not worth a line, nor a span.
 import logging
 import re
 import secrets
+import socket
 import sys
 import time
 from datetime import UTC, datetime
@@ -61,10 +62,23 @@ def trace_requests(app: Flask, log: bool, tracing: Tracing) -> None:
         return response
 
 
+def log_refusal(sock: socket.socket, status: int) -> None:
+    """Log a request that was refused before the application saw it; nothing of it is believed."""
+    try:
+        client = sock.getpeername()[0]
+    except OSError:  # it has gone
+        client = None
+    _log.info(orjson.dumps({"time": _now(), "client": client, "status": status}).decode())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def _line(response: Response, trace: str, parts_ms: dict[str, float]) -> dict[str, Any]:
     environ, headers = request.environ, response.headers
     line: dict[str, Any] = {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "time": _now(),
         "id": environ[_ID],
         "trace": trace,
         "client": request.remote_addr,

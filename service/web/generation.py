@@ -9,7 +9,7 @@ from flask import Response, request
 from service.config import ServiceConfig
 from service.engine.process import Engine
 from service.engine.sampling import Composition
-from service.errors import GenerationTimeout
+from service.errors import GenerationTimeout, WaitOver
 from service.web.access import ASKED, CLIENT, PARTS
 from service.web.answers import VARY, cache_for, entity_tag, negotiate, not_modified, respond
 from service.web.body import read_json, read_midi_file
@@ -94,7 +94,7 @@ class Generation:
             return Response(status=304, headers={**caching.headers(), "Vary": VARY})
         wait_s = wait_preference(request.headers.get(PREFER), self._config.deadline_s)
         read = time.monotonic()
-        composition = self._compose(asked, client, started, wait_s or self._config.deadline_s)
+        composition = self._compose(asked, client, started, wait_s)
         composed = time.monotonic()
         response = respond(assemble(asked, composition, self._players[asked.model]), media_type)
         response.headers.update(caching.headers())
@@ -111,7 +111,8 @@ class Generation:
         tag = entity_tag(fields, media_type, self._hashes[asked.model], self._version) if kept else None
         return Caching(tag, cache_for(kept, "model" in fields, self._quotas.need_keys))
 
-    def _compose(self, asked: GenerateRequest, client: Client, started: float, limit_s: float) -> Composition:
+    def _compose(self, asked: GenerateRequest, client: Client, started: float, wait_s: int | None) -> Composition:
+        limit_s = wait_s or self._config.deadline_s
         cost, deadline = cost_of(asked), started + limit_s
         self._quotas.check(client, cost)
         future = self._engine.submit(make_sequence(asked), deadline)
@@ -120,7 +121,7 @@ class Generation:
             return wait_for(self._engine, future, deadline, request.environ.get("gunicorn.socket"), self._watcher)
         except GenerationTimeout:
             detail = f"the piece was not complete within {limit_s} seconds; ask for fewer notes or try again later"
-            raise GenerationTimeout(detail) from None
+            raise (GenerationTimeout if limit_s == self._config.deadline_s else WaitOver)(detail) from None
 
 
 def _query() -> dict[str, Any]:

@@ -25,8 +25,9 @@ RECEIVE_S = 10.0  # for a request to arrive whole, from its first byte on
 LINGER_S = 2.0  # for a client to close its side once it was answered for the last time (RFC 9112 section 9.6)
 LINGER_BYTES = 2**24  # that it may still send meanwhile, so that it comes to read why its request was refused
 SEND_S = 30.0  # for a client to take its whole answer
-SMALL_BYTES = 65536  # a request up to this size is taken in at any time ...
-LARGE_TOTAL_BYTES = 2**26  # ... and longer ones while all together hold no more than this
+# Requests together hold no more than so many bytes, those that are being answered included: larger ones may take half of it.
+TOTAL_BYTES = 2**27
+SMALL_BYTES = 65536
 _PIECE_BYTES = 65536
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _log = logging.getLogger("gunicorn.error")
@@ -66,16 +67,17 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
     max_body : int
         Bytes of a body that is taken in; a longer one goes to the application as far as it came, which refuses it.
     on_refusal : callable
-        Called with the cause of each request that was refused before the application saw it.
+        Called with the socket and the status of each request that was refused before the application saw it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.max_body = 2**20
-        self.on_refusal: Callable[[str], None] = lambda cause: None
+        self.on_refusal: Callable[[socket.socket, int], None] = lambda sock, status: None
         self._incoming: dict[Any, _Incoming] = {}  # by connection
         self._leaving: dict[Any, tuple[float, int]] = {}  # until when a connection may linger, and the bytes it sent since
-        self._buffered = 0  # bytes of all that is incoming
+        self._held: dict[Any, int] = {}  # bytes of a request that is being answered, by connection
+        self._total = 0  # bytes of all that is incoming or being answered
         self._swept = 0.0
 
     def set_accept_enabled(self, enabled: bool) -> None:
@@ -128,6 +130,7 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """Keep a connection for its next request, or end it without waiting for the client."""
+        self._total -= self._held.pop(conn, 0)
         if not fs.cancelled() and fs.exception() is None and fs.result():
             super().finish_request(conn, fs)
         else:
@@ -171,12 +174,12 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
     def _take(self, conn: Any, incoming: _Incoming, data: bytes) -> bool:
         """Add what has come to a request; return whether no more of it is waited for."""
         arrival = incoming.received.add(data) if data else Arrival.PART
-        self._buffered += len(data)
+        self._total += len(data)
+        if data and self._total > (TOTAL_BYTES if len(incoming.received.data) <= SMALL_BYTES else TOTAL_BYTES // 2):
+            self._forget(conn)
+            self._refuse(conn, 503, "Service Unavailable", "too many large requests arrive at once; try again later")
+            return True
         if arrival is Arrival.PART:
-            if len(incoming.received.data) > SMALL_BYTES and self._buffered > LARGE_TOTAL_BYTES:
-                self._forget(conn)
-                self._refuse(conn, 503, "Service Unavailable", "too many large requests arrive at once; try again later")
-                return True
             if data and incoming.received.expects_continue():
                 with contextlib.suppress(OSError):
                     conn.sock.send(_CONTINUE)
@@ -191,16 +194,18 @@ class BufferingWorker(ThreadWorker):  # type: ignore[misc]
 
     def _hand_over(self, conn: Any, incoming: _Incoming, whole: bool) -> None:
         conn.whole = whole
+        self._held[conn] = len(incoming.received.data)
+        self._total += self._held[conn]
         conn.parser.unreader.unread(bytes(incoming.received.data))
         super().enqueue_req(conn)
 
     def _forget(self, conn: Any) -> None:
-        self._buffered -= len(self._incoming.pop(conn).received.data)
+        self._total -= len(self._incoming.pop(conn).received.data)
         with contextlib.suppress(KeyError, ValueError, OSError):  # not there if the request came with the one before it
             self.poller.unregister(conn.sock)
 
     def _refuse(self, conn: Any, status: int, reason: str, detail: str) -> None:
-        self.on_refusal("too slow" if status == 408 else "http")
+        self.on_refusal(conn.sock, status)
         with contextlib.suppress(OSError):
             conn.sock.send(problem_bytes(status, reason, detail))
         self._leave(conn)

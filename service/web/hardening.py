@@ -23,6 +23,18 @@ def harden(app: Flask, config: ServiceConfig) -> None:
     """Give all answers of an application the headers of security; trust the origins and proxies of its settings alone."""
     if config.proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=config.proxies, x_proto=config.proxies)  # type: ignore[method-assign]
+
+    # Before CORS, and so called after it.
+    @app.after_request
+    def add_headers(response: Response) -> Response:
+        for name, value in _SECURITY.items():
+            response.headers.setdefault(name, value)
+        if config.cors_origins and "*" not in config.cors_origins:
+            # Also where the origin is another or none: a cache must not give that answer to a page of an origin that may.
+            varies = {name.strip() for line in response.headers.getlist("Vary") for name in line.split(",")}
+            response.headers["Vary"] = ", ".join(sorted(varies | {"Origin"}))
+        return response
+
     if config.cors_origins:
         CORS(
             app,
@@ -33,9 +45,3 @@ def harden(app: Flask, config: ServiceConfig) -> None:
             expose_headers=_EXPOSED,
             max_age=86400,
         )
-
-    @app.after_request
-    def add_headers(response: Response) -> Response:
-        for name, value in _SECURITY.items():
-            response.headers.setdefault(name, value)
-        return response

@@ -1,9 +1,9 @@
 """What the service is doing and has done, in the Prometheus text format."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from flask import Response
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
@@ -17,7 +17,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)  # a few n
 # Why a request is refused; the names of the metric's label.
 CAUSES = (
     "malformed", "unauthorized", "not found", "not allowed", "not acceptable", "too slow", "too large", "media type", "invalid",
-    "rate limit", "queue full", "stopping", "engine failed", "deadline", "client left", "fault", "http",
+    "rate limit", "queue full", "stopping", "engine failed", "deadline", "wait", "client left", "fault", "http",
 )  # fmt: skip
 
 
@@ -50,12 +50,32 @@ class EngineCollector(Collector):
         yield CounterMetricFamily("nocturne_engine_restarts", "Times that the engine died and was started again", engine.restarts)
 
 
+class _ReloadCollector(Collector):
+    def __init__(self, metrics: "Metrics") -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        refused = self._metrics.reloads_refused()
+        yield CounterMetricFamily(
+            "nocturne_reloads_refused", "SIGHUPs that changed nothing: the files could not be used", refused
+        )
+
+
 class Metrics:
-    """The page that Prometheus reads, and the figures of requests that stand in it beside the engine's."""
+    """The page that Prometheus reads: the engine's figures, those of requests, and what this process uses.
+
+    Attributes
+    ----------
+    reloads_refused : callable
+        Returns how often SIGHUP has changed nothing; whoever runs the application knows.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._registry = registry = CollectorRegistry(auto_describe=False)
         registry.register(EngineCollector(engine))
+        ProcessCollector(registry=registry)
+        self.reloads_refused: Callable[[], int] = lambda: 0
+        registry.register(_ReloadCollector(self))
         self._requests = Counter("nocturne_requests", "Requests answered", ["operation", "status"], registry=registry)
         self._rejections = Counter("nocturne_rejections", "Requests refused, by cause", ["cause"], registry=registry)
         # There with 0, so that a first one is seen as one more.

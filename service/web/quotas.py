@@ -29,6 +29,7 @@ MAX_CLIENTS = 100_000  # whose buckets are kept; of more, those not seen for lon
 NOTES_PER_QUARTER = 4  # what a piece asked for by its bars is taken to have
 _IPV6_NETWORK = 64  # bits of an address that one subscriber is given
 _BEARER = re.compile(r"Bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)  # RFC 6750
+_WITH_PORT = re.compile(r"\[([^]]+)\](?::\d+)?|([\d.]+):\d+")  # as URLs have them
 _FIELDS = {"name": str, "sha256": str, "notes_per_minute": int}
 
 
@@ -150,13 +151,19 @@ def cost_of(request: GenerateRequest) -> int:
 
 
 def _network(address: str) -> str:
-    """Return the address, of IPv6 the network of one subscriber: with one of its addresses used up another is at hand."""
+    """Return the address, of IPv6 the network of one subscriber: with one of its addresses used up another is at hand.
+
+    A port, which some proxies add, is left out, and an address of IPv4 in the form of IPv6 is that address.
+    """
+    match = _WITH_PORT.fullmatch(address)
     try:
-        found = ipaddress.ip_address(address)
+        found = ipaddress.ip_address(match[1] or match[2] if match else address)
     except ValueError:
         return address
+    if isinstance(found, ipaddress.IPv6Address):
+        found = found.ipv4_mapped or found
     if found.version == 4:
-        return address
+        return str(found)
     return str(ipaddress.ip_network((found, _IPV6_NETWORK), strict=False))
 
 
@@ -169,8 +176,9 @@ def _read_keys(path: Path, default: int) -> list[_Key]:
     except ValueError as error:
         raise InvalidSetting(f"{where} must be TOML in UTF-8: {error}") from None
     keys = entries.get("keys")
-    if set(entries) != {"keys"} or not isinstance(keys, list) or not keys:
-        raise InvalidSetting(f"{where} must hold one or more [[keys]] and nothing else; it has {', '.join(entries) or 'nothing'}")
+    if set(entries) != {"keys"} or not isinstance(keys, list):
+        has = ", ".join(entries) or "nothing"
+        raise InvalidSetting(f"{where} must hold [[keys]] and nothing else, or `keys = []` to let nobody in; it has {has}")
     read = [_read_key(entry, f"{where}, key {number}", default) for number, entry in enumerate(keys, 1)]
     for number, key in enumerate(read):
         if any(key.sha256 == other.sha256 or key.client.name == other.client.name for other in read[:number]):

@@ -17,6 +17,7 @@ from service.errors import (
     QuotaExceeded,
     UnknownClient,
     Violation,
+    WaitOver,
 )
 from service.web.admin import ADMIN_PATHS
 from service.web.metrics import Metrics
@@ -32,6 +33,7 @@ STATUS: Mapping[type[NocturneError], int] = {
     EngineOverloaded: 503,
     EngineFailed: 503,
     GenerationTimeout: 504,
+    WaitOver: 504,
 }
 # Why a request is refused, as the metric of rejections names it.
 CAUSE: Mapping[type[NocturneError] | int, str] = {
@@ -42,6 +44,7 @@ CAUSE: Mapping[type[NocturneError] | int, str] = {
     EngineOverloaded: "queue full",
     EngineFailed: "engine failed",
     GenerationTimeout: "deadline",
+    WaitOver: "wait",
     400: "malformed",
     404: "not found",
     405: "not allowed",

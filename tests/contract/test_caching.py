@@ -98,3 +98,6 @@ def test_a_client_that_waits_less_long_is_answered_sooner():
     assert late.status_code == 504
     assert late.json["detail"] == "the piece was not complete within 1 seconds; ask for fewer notes or try again later"
     assert engine.gave_up.is_set()
+    refused = client.get("/metrics").text
+    assert 'nocturne_rejections_total{cause="wait"} 1.0' in refused
+    assert 'nocturne_rejections_total{cause="deadline"} 0.0' in refused, "the service kept its own"

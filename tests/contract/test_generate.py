@@ -3,6 +3,7 @@
 import io
 import socket
 import threading
+import time
 
 import mido
 import numpy as np
@@ -275,6 +276,11 @@ def test_metrics_say_what_the_engine_does(client, engine):
     assert {f"nocturne_{name}": value for name, value in expected.items()}.items() <= metrics().items()
     engine.ready = False
     assert metrics()["nocturne_engine_ready"] == 0
+    assert metrics()["nocturne_reloads_refused_total"] == 0
+    client.application.extensions["metrics"].reloads_refused = lambda: 3
+    assert metrics()["nocturne_reloads_refused_total"] == 3
+    assert 0 < metrics()["process_start_time_seconds"] < time.time()
+    assert metrics()["process_resident_memory_bytes"] > 2**20
 
 
 def test_metrics_count_answers_by_operation_and_status_and_time_what_was_composed(client, engine):

@@ -59,6 +59,12 @@ def test_without_a_key_that_is_ours_nothing_is_composed_nor_read(keys_file, auth
     assert not engine.submitted
 
 
+def test_a_file_of_no_keys_lets_nobody_in(tmp_path):
+    path = tmp_path / "keys.toml"
+    path.write_text("keys = []")
+    assert client_of(api_keys_file=path).get("/generate", headers=with_key("nocturne_abc")).status_code == 401
+
+
 def test_the_file_holds_no_key_and_the_log_neither(keys_file, caplog):
     assert not any(key in keys_file.read_text() for key in KEYS.values())
     client = client_of(api_keys_file=keys_file)
@@ -82,9 +88,9 @@ def test_a_new_key_is_made_and_works(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "must hold one or more [[keys]] and nothing else; it has nothing"),
-        ("keys = 1", "must hold one or more [[keys]] and nothing else; it has keys"),
-        ("[[keys]]\n[other]", "must hold one or more [[keys]] and nothing else; it has keys, other"),
+        ("", "must hold [[keys]] and nothing else, or `keys = []` to let nobody in; it has nothing"),
+        ("keys = 1", "must hold [[keys]] and nothing else, or `keys = []` to let nobody in; it has keys"),
+        ("[[keys]]\n[other]", "must hold [[keys]] and nothing else, or `keys = []` to let nobody in; it has keys, other"),
         ("[[keys", "must be TOML in UTF-8: "),
         ("[[keys]]\nname = 'a'", "key 1: `sha256` must be 64 hexadecimal digits"),
         (f"[[keys]]\nsha256 = '{ZEROS}'", "key 1: `name` must be 1 to 100 characters"),
@@ -175,6 +181,9 @@ def test_each_client_has_notes_of_its_own(clock, keys_file):
     assert [status("192.0.2.1", 100), status("192.0.2.1", 1), status("192.0.2.2", 100)] == [200, 429, 200]
     # One subscriber has a network of IPv6 addresses.
     assert [status("2001:db8::1", 100), status("2001:db8::2", 1), status("2001:db8:0:1::1", 100)] == [200, 429, 200]
+    # As a proxy may write them: with a port, in brackets, an address of IPv4 as one of IPv6.
+    assert [status("192.0.2.1:4711", 1), status("::ffff:192.0.2.1", 1), status("[2001:db8::3]:4711", 1)] == [429] * 3
+    assert [status("::ffff:192.0.2.3", 100), status("::ffff:192.0.2.4", 100), status("[2001:db8:0:2::1]", 100)] == [200] * 3
     keyed = client_of(api_keys_file=keys_file, notes_per_minute=50)
     asked = [("conservatory", 50), ("conservatory", 1), ("school", 100), ("school", 1)]  # the second has a quota of its own
     statuses = [keyed.get(f"/generate?length={n}", headers=with_key(KEYS[name])).status_code for name, n in asked]
@@ -206,7 +215,7 @@ def test_pages_of_the_origins_allowed_may_call_and_others_not():
     for origin in ("https://example.org", "http://localhost:3000"):
         response = client.get("/generate?seed=1&length=4", headers={"Origin": origin})
         assert response.headers["Access-Control-Allow-Origin"] == origin
-        assert set(response.headers.getlist("Vary")) == {"Accept", "Origin"}
+        assert response.headers.getlist("Vary") == ["Accept, Origin"]
         assert "Nocturne-Seed" in response.headers["Access-Control-Expose-Headers"]
         refused = client.get("/generate?length=0", headers={"Origin": origin})
         assert (refused.status_code, refused.headers["Access-Control-Allow-Origin"]) == (422, origin)
@@ -220,6 +229,9 @@ def test_pages_of_the_origins_allowed_may_call_and_others_not():
     for origin in ("https://evil.org", "https://example.org.evil.org", "https://notexample.org", "null", "http://example.org"):
         for response in (client.get("/generate?length=4", headers={"Origin": origin}), client.get("/metrics")):
             assert "Access-Control-Allow-Origin" not in response.headers
+    # What a cache keeps of one origin, or of none, is not for the page of another.
+    for headers in ({}, {"Origin": "https://evil.org"}, {"If-None-Match": client.get("/generate?seed=1").headers["ETag"]}):
+        assert "Origin" in client.get("/generate?seed=1", headers=headers).vary
     assert client_of(cors_origins=("*",)).get("/models", headers={"Origin": "https://a.org"}).headers[
         "Access-Control-Allow-Origin"
     ] in ("*", "https://a.org")

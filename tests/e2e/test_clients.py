@@ -184,6 +184,20 @@ def test_framing_that_two_could_read_differently_is_refused_and_the_connection_c
     assert json.loads(body)["status"] == int(answer.split()[1])
 
 
+def test_what_is_refused_before_it_is_read_has_a_line_and_nothing_of_it_is_in_the_log(tmp_path):
+    log = tmp_path / "errors.log"
+    with running(log, **FEW_THREADS) as service:
+        for head in (b"Authorization Bearer nocturne_secret", b"nocturne_secret: \x00", b"Host: x\nnocturne_secret: 1"):
+            answer = service.send(b"GET /generate HTTP/1.1\r\n" + head + b"\r\n\r\n")
+            assert (answer.status_code, answer.json()["status"]) == (400, 400)
+        assert service.send(b"GET /models HTTP/1.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n").status_code == 431
+        assert 'nocturne_rejections_total{cause="http"} 4.0' in service.http.get("/metrics").text
+    assert "nocturne_secret" not in log.read_text()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    refused = [line for line in lines if "path" not in line]
+    assert [(line["status"], line["client"]) for line in refused] == [(400, "127.0.0.1")] * 3 + [(431, "127.0.0.1")]
+
+
 def test_a_body_longer_than_it_said_is_not_a_part_of_the_answer(few):
     body = b'{"seed": 7, "length": 4}'
     with few.connect() as connection:

@@ -321,6 +321,11 @@ def test_keys_are_changed_by_sighup(tmp_path):
             lambda: "SIGHUP changes nothing, since a worker could not start: `NOCTURNE_API_KEYS_FILE`" in log_of(tmp_path)
         )
         assert status("second") == 200
+        assert service.metrics()["nocturne_reloads_refused_total"] == 1
+        keys.write_text("keys = []")
+        service.process.send_signal(signal.SIGHUP)
+        assert wait_until(lambda: status("second") == 401), "nobody was to be let in"
+        assert service.metrics()["nocturne_reloads_refused_total"] == 1
     assert '"key":"school"' in log_of(tmp_path)
     assert not any(f"Bearer {key}" in log_of(tmp_path) for key in ("first", "second"))
 
