@@ -44,6 +44,8 @@ ENV PATH=/opt/venv/bin:${PATH} \
     ADMIN_PORT=9090
 EXPOSE 8080 9090
 USER 10001:10001
+# Named, so that Docker does not take another signal for the end: after SIGHUP the container is still one to be restarted.
+STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen('http://127.0.0.1:' + os.environ['ADMIN_PORT'] + '/livez', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request; p = int(os.environ['ADMIN_PORT']) or os.environ['PORT']; urllib.request.urlopen(f'http://127.0.0.1:{p}/livez', timeout=4)"]
 CMD ["python", "-m", "gunicorn", "-c", "service/gunicorn.conf.py"]

@@ -59,11 +59,22 @@ def test_images_of_others_have_a_fixed_version_and_ours_is_built_here():
             assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
 
 
-def test_every_file_that_is_mounted_is_there():
+def test_every_file_that_is_mounted_is_there_or_the_operators_own():
+    own = {"./keys"}  # Docker makes the folder if it is not there
     for service in SERVICES.values():
         for volume in service.get("volumes", ()):
             source = volume.partition(":")[0]
-            assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], volume
+            if source not in own:
+                assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"], volume
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {"keys/", "nocturne.env", ".env"} <= set(ignored), "secrets must not get into the repository"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_log_grows_for_ever(name):
+    logging = SERVICES[name]["logging"]
+    assert logging["driver"] == "local"
+    assert logging["options"].keys() == {"max-size", "max-file"}
 
 
 def test_whoever_looks_at_grafana_may_only_look_and_its_password_is_asked_for():

@@ -106,7 +106,8 @@ def test_the_image_needs_no_shell():
     program, option, code = json.loads(health.partition("CMD ")[2])
     assert (program, option) == ("python", "-c")
     compile(code, "HEALTHCHECK", "exec")
-    assert "os.environ['ADMIN_PORT']" in code
+    assert "int(os.environ['ADMIN_PORT']) or os.environ['PORT']" in code, "without an admin port the other has the probes"
+    assert values(FINAL, "STOPSIGNAL") == ["SIGTERM"]
     assert not values(FINAL, "RUN") + values(FINAL, "ENTRYPOINT") + values(FINAL, "SHELL")
 
 
