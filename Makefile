@@ -26,7 +26,7 @@ setup: $(VENV)/.all  ## install everything, training and development included
 test: $(VENV)/.all  ## run the whole test suite
 	$(bin)/python -m pytest $(PYTEST_ARGS)
 
-fuzz: $(VENV)/.all  ## 100,000 random requests of each kind: a quarter of an hour
+fuzz: $(VENV)/.all  ## 100,000 random requests of each kind: half an hour
 	$(bin)/python -m pytest tests/contract/test_hostile.py --hypothesis-profile=fuzz
 
 check: $(VENV)/.all  ## format, lint, types, imports
