@@ -40,7 +40,7 @@ from bench.tables import Verdict, finish, show, show_verdicts
 PROBE_S = 0.05  # between two questions to /livez
 MAX_PROBE_MS, MAX_RECOVERY_S = 100.0, 10.0
 READING_S = 1.0  # between two looks at the memory
-WARM_UP_S = 20.0  # of the overload: a thread's memory grows with its first requests
+WARM_UP_S = 120.0  # of the overload: each of some 350 threads grows with its first pieces, and few are composed a second
 SHARE, SPAN_S, BEFORE_S = 0.5, 15.0, 5.0  # of the saturation, for so long, the death after so many seconds
 SHORT = Job(7, 8)  # what is asked for after a death
 PINNED = draw_jobs(8, 10**6)
