@@ -65,7 +65,7 @@ class Inputs:
     p95_ms_at_50: float = _from(564, "p95 at 50 %", "ms", _HTTP)
     p95_ms_at_80: float = _from(892, "p95 at 80 %", "ms", _HTTP)
     web_us: float = _from(
-        2_440, "processor time of the web process for a piece: all but the steps", "us", "README, `python -m bench.request`")
+        2_768, "processor time of the web process for a piece: all but the steps", "us", "README, `python -m bench.request`")
     cheap_us: float = _from(977, "the same for an answer that is not composed, a 304", "us", _SELF)
     memory_mib: float = _from(179, "memory of worker and engine, 2 cores", "MiB", _HTTP)
     core_mib: float = _from(11.3, "more of it for each core more", "MiB", _SELF)

@@ -68,7 +68,7 @@ class TimedModel(OnnxModel):
 class ReadyEngine:
     """An engine that has composed already: what is left of a request is the web side."""
 
-    ready = True
+    ready = alive = True
 
     def __init__(self, info: ModelInfo, compositions: dict[int, Composition]) -> None:
         self.models, self._compositions = [info], compositions
