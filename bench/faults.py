@@ -23,15 +23,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException
+from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.http import CLIENTS, DEFAULTS, free_port, running_service
-from bench.load import HOST, Job, Sample, draw_arrivals, draw_jobs, percentile, run_load
+from bench.http import CLIENTS, DEFAULTS, answers, free_port, running_service
+from bench.load import Job, Sample, draw_arrivals, draw_jobs, percentile, run_load
 from bench.processes import read_usage
 from bench.shipped import add_model
 from bench.soak import MAX_DRIFT, SATURATION_S, Change, change, compose, saturate
@@ -121,12 +121,7 @@ def probe(port: int, seconds: float) -> list[float]:
     times: list[float] = []
     end = time.monotonic() + seconds
     while (started := time.monotonic()) < end:
-        try:
-            with closing(HTTPConnection(HOST, port, timeout=5)) as connection:
-                connection.request("GET", "/livez")
-                alive = connection.getresponse().status == 200
-        except (OSError, HTTPException):
-            alive = False
+        alive = answers(port, "/livez")
         times.append((time.monotonic() - started) * 1000 if alive else float("inf"))
         time.sleep(max(0.0, started + PROBE_S - time.monotonic()))
     return times
@@ -157,14 +152,14 @@ def overload(port: int, admin: int, pid: int, rate: float, seconds: float) -> Ov
     expected = {job: compose(port, job) for job in PINNED}
     run_load(port, draw_jobs(warm_up, 2), arrivals=draw_arrivals(warm_up, rate, 2))
     memory: list[tuple[float, float]] = []
-    right, number = [], iter(range(sys.maxsize))
+    right, pinned = [], cycle(PINNED)
     started = time.monotonic()
 
     def read() -> None:
         memory.append(((time.monotonic() - started) / seconds, sum(one.rss_mib for one in read_usage(pid))))
 
     def compare() -> None:
-        job = PINNED[next(number) % len(PINNED)]
+        job = next(pinned)
         answer = compose(port, job)
         if answer is not None:
             right.append(answer == expected[job])

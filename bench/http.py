@@ -64,7 +64,7 @@ def running_server(command: Sequence[str], settings: Mapping[str, str], port: in
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
         )
         try:
-            if not _is_ready(port, process, ready_path):
+            if not _becomes_ready(port, process, ready_path):
                 log.seek(0)
                 said = log.read().decode(errors="replace")[-2000:]
                 raise RuntimeError(f"no answer on {ready_path}: the server ended with {process.poll()}, or is too slow; {said}")
@@ -91,17 +91,22 @@ def running_service(model: Path, port: int | None = None, **settings: str) -> It
         yield port, pid
 
 
-def _is_ready(port: int, process: "subprocess.Popen[bytes]", path: str) -> bool:
+def answers(port: int, path: str) -> bool:
+    """Return whether a server answers a GET, by a connection of its own, with status 200."""
+    try:
+        with closing(HTTPConnection(HOST, port, timeout=5)) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+
+
+def _becomes_ready(port: int, process: "subprocess.Popen[bytes]", path: str) -> bool:
     """Return whether a server answers on a path, which it may take a while to do."""
     give_up = time.monotonic() + START_LIMIT_S
     while time.monotonic() < give_up and process.poll() is None:
-        try:
-            with closing(HTTPConnection(HOST, port, timeout=5)) as connection:
-                connection.request("GET", path)
-                if connection.getresponse().status == 200:
-                    return True
-        except (OSError, HTTPException):
-            pass
+        if answers(port, path):
+            return True
         time.sleep(0.05)
     return False
 

@@ -11,7 +11,7 @@ NocturneError
 └── GenerationTimeout     the deadline of a request passed before its last note
     └── WaitOver          that deadline was the client's own, shorter than the service's
 
-Nothing here knows an HTTP status: `service.web.app` holds the one table from error to status.
+Nothing here knows an HTTP status: `service.web.refusals` holds the one table from error to status.
 """
 
 from collections.abc import Sequence

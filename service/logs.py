@@ -6,13 +6,18 @@ from datetime import UTC, datetime
 import orjson
 
 
+def timestamp(seconds: float) -> str:
+    """Return a time since the epoch as every line has it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
 class JsonFormatter(logging.Formatter):
     """A record as one line: when, how bad, who says it and what; where there was an exception, its traceback as one string."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of a record."""
         line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

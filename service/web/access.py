@@ -10,12 +10,12 @@ import secrets
 import socket
 import sys
 import time
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from flask import Flask, Response, request
 
+from service.logs import timestamp
 from service.web.admin import ADMIN_PATHS
 from service.web.telemetry import Trace, Tracing
 
@@ -68,17 +68,13 @@ def log_refusal(sock: socket.socket, status: int) -> None:
         client = sock.getpeername()[0]
     except OSError:  # it has gone
         client = None
-    _log.info(orjson.dumps({"time": _now(), "client": client, "status": status}).decode())
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    _log.info(orjson.dumps({"time": timestamp(time.time()), "client": client, "status": status}).decode())
 
 
 def _line(response: Response, trace: str, parts_ms: dict[str, float]) -> dict[str, Any]:
     environ, headers = request.environ, response.headers
     line: dict[str, Any] = {
-        "time": _now(),
+        "time": timestamp(time.time()),
         "id": environ[_ID],
         "trace": trace,
         "client": request.remote_addr,

@@ -31,8 +31,7 @@ def harden(app: Flask, config: ServiceConfig) -> None:
             response.headers.setdefault(name, value)
         if config.cors_origins and "*" not in config.cors_origins:
             # Also where the origin is another or none: a cache must not give that answer to a page of an origin that may.
-            varies = {name.strip() for line in response.headers.getlist("Vary") for name in line.split(",")}
-            response.headers["Vary"] = ", ".join(sorted(varies | {"Origin"}))
+            response.vary.add("Origin")
         return response
 
     if config.cors_origins:

@@ -45,7 +45,10 @@ def test_a_service_that_is_stopped_has_time_for_what_is_under_way():
 
 def test_the_service_has_what_a_pod_has():
     (container,) = PODS["containers"]
-    limits, given = container["resources"]["limits"], {entry["name"]: entry["value"] for entry in container["env"]}
+    limits, given = (
+        container["resources"]["limits"],
+        {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry},
+    )
     assert SERVICES["nocturne"]["cpus"] == f"${{CPUS:-{limits['cpu']}}}"
     assert SERVICES["nocturne"]["mem_limit"] == f"${{MEMORY:-{limits['memory'].removesuffix('i').lower()}}}"
     assert SERVICES["nocturne"]["environment"].items() <= given.items()

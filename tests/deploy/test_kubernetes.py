@@ -37,7 +37,7 @@ def container(variant):
 
 
 def environment(variant):
-    return {entry["name"]: entry["value"] for entry in container(variant)["env"]}
+    return {entry["name"]: entry["value"] for entry in container(variant)["env"] if "value" in entry}
 
 
 def of_all(*kinds):
@@ -49,6 +49,12 @@ def of_all(*kinds):
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: " ".join([v[0], *v[1]]))
 every_overlay = pytest.mark.parametrize("variant", [(overlay, ()) for overlay in OVERLAYS], ids=lambda v: v[0])
+
+
+@every_overlay
+def test_it_composes_on_as_many_cores_as_its_limit_says(variant):
+    taken = {entry["name"]: entry["valueFrom"] for entry in container(variant)["env"] if "valueFrom" in entry}
+    assert taken == {"NOCTURNE_CORES": {"resourceFieldRef": {"resource": "limits.cpu"}}}
 
 
 @pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])

@@ -30,11 +30,12 @@ function readFields() {
 // Beside a MIDI file the fields stand in the query. The key is sent and not shown.
 function makeRequest() {
   const fields = readFields();
-  const query = file.files.length ? `?${new URLSearchParams(fields)}` : "";
-  const type = file.files.length ? "audio/midi" : "application/json";
-  const body = file.files.length ? file.files[0] : JSON.stringify(fields);
+  const [melody] = file.files;
+  const query = melody ? `?${new URLSearchParams(fields)}` : "";
+  const type = melody ? "audio/midi" : "application/json";
+  const body = melody ?? JSON.stringify(fields);
   const authorization = key.value ? { Authorization: `Bearer ${key.value.trim()}` } : {};
-  const shown = `POST /generate${query}\nContent-Type: ${type}\n\n${file.files.length ? `(${body.name}, ${body.size} bytes)` : body}`;
+  const shown = `POST /generate${query}\nContent-Type: ${type}\n\n${melody ? `(${melody.name}, ${melody.size} bytes)` : body}`;
   return { url: `generate${query}`, options: { method: "POST", headers: { "Content-Type": type, ...authorization }, body }, shown };
 }
 
