@@ -55,23 +55,23 @@ class Inputs:
     """What the plan is computed from; each field's metadata says what it is, its unit and where it comes from."""
 
     # fmt: off
-    notes_per_s: float = _from(19_134, "composed over HTTP at saturation", "notes/s", _HTTP)
+    notes_per_s: float = _from(18_291, "composed over HTTP at saturation", "notes/s", _HTTP)
     cores: float = _from(2, "on so many cores, those of the load generator among them", "cores", _HTTP)
     request_notes: float = _from(
         (SHORTEST + LONGEST) / 2, "mean length of a request, 50 to 500 notes being as likely", "notes", "bench/load.py")
     share: float = _from(0.6, "share of the saturation to plan for", "", "a choice")
-    p50_ms_at_50: float = _from(315, "p50 at 50 % of the saturation", "ms", _HTTP)
-    p50_ms_at_80: float = _from(489, "p50 at 80 %", "ms", _HTTP)
-    p95_ms_at_50: float = _from(564, "p95 at 50 %", "ms", _HTTP)
-    p95_ms_at_80: float = _from(892, "p95 at 80 %", "ms", _HTTP)
+    p50_ms_at_50: float = _from(299, "p50 at 50 % of the saturation", "ms", _HTTP)
+    p50_ms_at_80: float = _from(517, "p50 at 80 %", "ms", _HTTP)
+    p95_ms_at_50: float = _from(567, "p95 at 50 %", "ms", _HTTP)
+    p95_ms_at_80: float = _from(885, "p95 at 80 %", "ms", _HTTP)
     web_us: float = _from(
-        2_768, "processor time of the web process for a piece: all but the steps", "us", "README, `python -m bench.request`")
-    cheap_us: float = _from(977, "the same for an answer that is not composed, a 304", "us", _SELF)
-    memory_mib: float = _from(179, "memory of worker and engine, 2 cores", "MiB", _HTTP)
+        2_901, "processor time of the web process for a piece: all but the steps", "us", "README, `python -m bench.request`")
+    cheap_us: float = _from(1_050, "the same for an answer that is not composed, a 304", "us", _SELF)
+    memory_mib: float = _from(180, "memory of worker and engine, 2 cores", "MiB", _HTTP)
     core_mib: float = _from(11.3, "more of it for each core more", "MiB", _SELF)
     answer_bytes: float = _from(3_398, "an answer of 275 notes, its head included", "bytes", _SELF)
     log_bytes: float = _from(454, "its line in the access log", "bytes", _SELF)
-    series: float = _from(101, "series of a replica's /metrics", "", _SELF)
+    series: float = _from(109, "series of a replica's /metrics", "", _SELF)
     scrape_s: float = _from(10, "between two looks of Prometheus", "s", "deploy/prometheus/prometheus.yml")
     pod_cores: float = _from(2, "cores of a pod", "cores", "deploy/kubernetes/base/deployment.yaml")
     probe_s: float = _from(2, "between two probes of a pod's readiness", "s", "deploy/kubernetes/base/deployment.yaml")
