@@ -7,6 +7,7 @@ import io
 import re
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import mido
@@ -118,7 +119,9 @@ def read_midi(data: bytes, hand_tracks: Mapping[int, Hand] | None = None, pickup
                 copyright = copyright or _text(message.text)
         for (channel, pitch), waiting in open_notes.items():
             raw.extend(_RawNote(number, channel, start, now, pitch, velocity) for start, velocity in waiting)
-    last = max([note.end for note in raw] + [events[-1][0] for events in pedals.values()], default=0)
+    # A time has no bound in itself: a broken delta time of many bytes is a number that neither a float nor an array holds.
+    events = chain(tempos, signatures, keys, *pedals.values())
+    last = max(chain((note.end for note in raw), (event[0] for event in events)), default=0)
     if last > MAX_BEATS * midi.ticks_per_beat:
         raise InvalidMusic(f"the MIDI file is longer than {MAX_BEATS} quarter notes")
     # The name of a conductor track is the title, though it may speak of a hand.

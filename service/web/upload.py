@@ -3,6 +3,7 @@
 A file is small here: a melody has 2,048 notes at most, and what takes long to read is refused by its length.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,10 @@ MAX_NOTES = 2048  # as in a melody of JSON
 MIDDLE_C = 60  # parts two hands in a file that does not
 MAX_QUARTERS = 4096  # from the beginning to the last onset, as there
 TEMPO_RANGE = (20.0, 300.0)  # of a request
+# A number in the file ends with a byte below 128. The standard allows 4 bytes; mido reads any number of them, in a time that
+# grows with its square. Texts have such bytes, too: 682 Chinese characters without a blank.
+MAX_HIGH_BYTES = 2048
+_TOO_MANY_HIGH_BYTES = re.compile(rb"[\x80-\xff]{%d}" % (MAX_HIGH_BYTES + 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +62,11 @@ def read_upload(data: bytes) -> Upload:
     Raises
     ------
     InvalidMusic
-        If it is no MIDI file, has no notes, too many or too late ones, or such as no piano has.
+        If it is no MIDI file, has no notes, too many or too late ones, or such as no piano has, or numbers of thousands of
+        bytes.
     """
+    if _TOO_MANY_HIGH_BYTES.search(data):
+        raise InvalidMusic(f"the MIDI file must not have more than {MAX_HIGH_BYTES} bytes above 127 in a row")
     piece = read_midi(data)
     notes = _one_note_a_key(piece.notes)
     if not 1 <= len(notes) <= MAX_NOTES:

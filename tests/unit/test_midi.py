@@ -323,6 +323,9 @@ def test_keys() -> None:
     assert keys == (KeySignature(0, -3, True), KeySignature(24, 3, False))
 
 
+META_EVENTS = ("ff 51 03 07 a1 20", "ff 58 04 03 02 18 08", "ff 59 02 01 00")  # tempo, metre, key
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -335,6 +338,7 @@ def test_keys() -> None:
         (midi(ONE_NOTE, format=2), "format must be 0 or 1; got 2"),
         (midi("ff ff ff 7f 90 3c 40 \n 18 80 3c 00", division=b"\x00\x01"), f"longer than {MAX_BEATS} quarter notes"),
         (midi("00 90 3c 40 \n 00 b0 40 7f \n ff ff ff 7f b0 40 00", division=b"\x00\x01"), "longer than"),
+        *((midi(f"{ONE_NOTE} \n {'ff ' * size} 7f {event}"), "longer than") for size in (9, 200) for event in META_EVENTS),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_a_reason(data: bytes, reason: str) -> None:
