@@ -25,7 +25,7 @@ TEMPO_RANGE = (20.0, 300.0)  # of a request
 # A number in the file ends with a byte below 128. The standard allows 4 bytes; mido reads any number of them, in a time that
 # grows with its square. Texts have such bytes, too: 682 Chinese characters without a blank.
 MAX_HIGH_BYTES = 2048
-_TOO_MANY_HIGH_BYTES = re.compile(rb"[\x80-\xff]{%d}" % (MAX_HIGH_BYTES + 1))
+_TOO_MANY_HIGH_BYTES = re.compile(rb"[\x80-\xff]{%d,}" % (MAX_HIGH_BYTES + 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +65,8 @@ def read_upload(data: bytes) -> Upload:
         If it is no MIDI file, has no notes, too many or too late ones, or such as no piano has, or numbers of thousands of
         bytes.
     """
-    if _TOO_MANY_HIGH_BYTES.search(data):
-        raise InvalidMusic(f"the MIDI file must not have more than {MAX_HIGH_BYTES} bytes above 127 in a row")
+    if many := _TOO_MANY_HIGH_BYTES.search(data):
+        raise InvalidMusic(f"the MIDI file must have at most {MAX_HIGH_BYTES} bytes above 127 in a row; it has {len(many[0])}")
     piece = read_midi(data)
     notes = _one_note_a_key(piece.notes)
     if not 1 <= len(notes) <= MAX_NOTES:

@@ -215,19 +215,20 @@ def test_no_broken_json_is_the_services_fault(client, body):
 
 
 STRUCK = b"\x00\x90\x3c\x40"
+ENDED = STRUCK + b"\x60\x3c\x00"
 BOMBS = {
     "a million notes": (midi([STRUCK + b"\x01\x3c\x40" * 10**6]), 413),
     "as many notes as a file can hold": (midi([STRUCK + b"\x40\x3c\x40" * 21_000]), 422),
     "65,535 tracks in the head": (midi([STRUCK], 65_535), 422),
     "as many tracks as a file can hold": (midi([b""] * 8000), 422),
     "endless ticks": (midi([b"\xff\xff\xff\x7f\x90\x3c\x40" * 9000]), 422),
-    "a time that no machine word holds": (midi([STRUCK + b"\x60\x3c\x00" + b"\xff" * 9 + b"\x7f\xff\x51\x03\x07\xa1\x20"]), 422),
+    "a time that no machine word holds": (midi([ENDED + b"\xff" * 9 + b"\x7f\xff\x51\x03\x07\xa1\x20"]), 422),
     "a time of as many bytes as are read": (
-        midi([STRUCK + b"\x60\x3c\x00" + (b"\xff" * 2048 + b"\x7f\xff\x51\x03\x07\xa1\x20") * 30]),
+        midi([ENDED + (b"\xff" * 2048 + b"\x7f\xff\x51\x03\x07\xa1\x20") * 30]),
         422,
     ),
     "a time of as many bytes as a file can hold": (
-        midi([STRUCK + b"\x60\x3c\x00" + b"\xff" * 65_000 + b"\x7f\xff\x58\x04\x04\x02\x18\x08"]),
+        midi([ENDED + b"\xff" * 65_000 + b"\x7f\xff\x58\x04\x04\x02\x18\x08"]),
         422,
     ),
     "a track longer than the file": (b"MThd" + struct.pack(">IHHH", 6, 1, 1, 480) + b"MTrk\xff\xff\xff\xff" + STRUCK, 422),
@@ -239,7 +240,7 @@ BOMBS = {
     "nothing but tempos": (midi([b"\x00\xff\x51\x03\x07\xa1\x20" * 9000]), 422),
     "nothing but pedals": (midi([b"\x00\xb0\x40\x7f\x01\x40\x00" * 9000]), 422),
     "nothing but system messages": (midi([b"\x00\xf0\x01\xf7" * 16_000]), 422),
-    "a metre of 255 over 2 to the 255": (midi([b"\x00\xff\x58\x04\xff\xff\x18\x08" + STRUCK + b"\x60\x3c\x00"]), 200),
+    "a metre of 255 over 2 to the 255": (midi([b"\x00\xff\x58\x04\xff\xff\x18\x08" + ENDED]), 200),
 }
 
 

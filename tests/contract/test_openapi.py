@@ -94,6 +94,7 @@ def test_limits_are_those_of_the_code():
     assert (SCHEMAS["Tempo"]["minimum"], SCHEMAS["Tempo"]["maximum"]) == upload.TEMPO_RANGE
     told = CONTRACT.document["paths"]["/generate"]["post"]["requestBody"]["content"]["audio/midi"]["schema"]["description"]
     assert f"at most {upload.MAX_FILE_BYTES:,} bytes, with 1 to {upload.MAX_NOTES:,} notes" in told
+    assert f"at most {upload.MAX_HIGH_BYTES:,} in a row" in " ".join(told.split())
     assert quotas.NOTES_PER_QUARTER == 4, "TooMany says four"
     assert SCHEMAS["TimeSignature"]["enum"] == list(TIME_SIGNATURES[1:])
     assert max(len(name) for name in KEY_NAMES) <= SCHEMAS["Key"]["maxLength"]

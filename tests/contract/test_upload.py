@@ -89,7 +89,7 @@ def test_a_key_is_struck_once_at_a_time_and_middle_c_parts_the_hands(client):
         (file_of(note(20, 100)), "its notes must be in [21, 108], as on a piano; got 20"),
         (file_of(note(60, 100, wait=480 * 4097)), "its last note must start within 4096 quarter notes; it starts at 4097"),
         (file_of(note(60, 2**27, wait=2**27)), "the MIDI file is longer than 100000 quarter notes"),
-        (file_of(TUNE)[:-4] + b"\xff" * 2049, "the MIDI file must not have more than 2048 bytes above 127 in a row"),
+        (file_of(TUNE)[:-4] + b"\xff" * 2049, "the MIDI file must have at most 2048 bytes above 127 in a row; it has 2049"),
         (file_of(TUNE)[:8] + b"\0\2" + file_of(TUNE)[10:], "the MIDI format must be 0 or 1; got 2"),
     ],
 )

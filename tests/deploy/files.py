@@ -27,3 +27,8 @@ def dockerfile(pattern: str) -> str:
 def image_ports() -> dict[str, int]:
     """Return the ports that the image listens on."""
     return {"http": int(dockerfile(r"\sPORT=(\d+)")), "admin": int(dockerfile(r"\sADMIN_PORT=(\d+)"))}
+
+
+def set_values(container: Any) -> dict[str, str]:
+    """Return the environment of a container, but for what the cluster fills in."""
+    return {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}

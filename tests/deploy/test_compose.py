@@ -3,7 +3,7 @@ import re
 import pytest
 
 from service.config import ServiceConfig
-from tests.deploy.files import ROOT, image_ports, load
+from tests.deploy.files import ROOT, image_ports, load, set_values
 
 COMPOSE = load(ROOT / "docker-compose.yaml")
 SERVICES = COMPOSE["services"]
@@ -45,10 +45,7 @@ def test_a_service_that_is_stopped_has_time_for_what_is_under_way():
 
 def test_the_service_has_what_a_pod_has():
     (container,) = PODS["containers"]
-    limits, given = (
-        container["resources"]["limits"],
-        {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry},
-    )
+    limits, given = container["resources"]["limits"], set_values(container)
     assert SERVICES["nocturne"]["cpus"] == f"${{CPUS:-{limits['cpu']}}}"
     assert SERVICES["nocturne"]["mem_limit"] == f"${{MEMORY:-{limits['memory'].removesuffix('i').lower()}}}"
     assert SERVICES["nocturne"]["environment"].items() <= given.items()

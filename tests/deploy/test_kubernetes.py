@@ -13,7 +13,7 @@ import yaml
 from service.config import ServiceConfig
 from service.web.admin import ADMIN_PATHS
 from tests.deploy import GAUGES
-from tests.deploy.files import COMPONENTS, DEPLOY, KUBERNETES, OVERLAYS, ROOT, dockerfile, image_ports, load
+from tests.deploy.files import COMPONENTS, DEPLOY, KUBERNETES, OVERLAYS, ROOT, dockerfile, image_ports, load, set_values
 from tests.deploy.kustomize import MERGE_KEYS, build
 
 # Each overlay alone, with each component, and with all.
@@ -37,7 +37,7 @@ def container(variant):
 
 
 def environment(variant):
-    return {entry["name"]: entry["value"] for entry in container(variant)["env"] if "value" in entry}
+    return set_values(container(variant))
 
 
 def of_all(*kinds):
